@@ -46,16 +46,33 @@ class Speaker(Protocol):
         """Return a REF whose answer is brought to `Acknowledgments.confirmed`."""
 
 
-class Acknowledgments:
-    """One consumer's acknowledgments: a run that grows, closed runs, and what was sent and is not confirmed.
+class Run:
+    """Acknowledged messages of one delivery, put down by any thread without the lock.
 
-    A program that acknowledges message after message of `delivery` only moves `end`: the run is from `first` up to it.
+    A thread appends an offset to `offsets`, and then looks whether the run is still the current one of the
+    `Acknowledgments`. Whoever closes a run replaces it first, and copies the offsets then. So either the copy has the
+    offset, or the thread sees that it came too late, and acknowledges under the lock; twice does no harm. Appending and
+    copying must each be one step, which a list guarantees, with the interpreter's lock and without.
+    """
+
+    __slots__ = ("delivery", "offsets")
+
+    def __init__(self, delivery: Delivery | None) -> None:
+        self.delivery = delivery
+        self.offsets: list[int] = []
+
+
+NO_RUN: Final = Run(None)  # of no delivery: the next acknowledgment takes the path with all checks
+
+
+class Acknowledgments:
+    """One consumer's acknowledgments: the present run, closed ones, and what was sent and is not confirmed.
+
+    A run is open only while `due` is set: what is put down there is sent in time. (Unless nothing is sent at all.)
     """
 
     def __init__(self, speaker: Speaker) -> None:
-        self.delivery: Delivery | None = None
-        self.first = 0
-        self.end = 0
+        self.run = NO_RUN
         self.silent = False  # the broker wants none, of a reader or on a non-reliable topic
         # counts how often earlier deliveries became void, because the broker forgot them or was told to
         self.lineage = 0
@@ -75,15 +92,18 @@ class Acknowledgments:
     def add(self, delivery: Delivery, first: int, end: int, now: float) -> None:
         """Acknowledge the offsets from `first` up to `end`, soon."""
         if self.silent:
-            self.delivery, self.end = delivery, end  # nothing is sent, and the next one is quick
+            self.run = Run(delivery)  # nothing is sent, and the next one is quick
             return
         if self.is_void(delivery):
             return
-        if first != self.end or self.first == self.end:
+        if self.run.delivery is not delivery:
             self._close_run()
-            self.first = first
-        self.end = end
-        self.delivery = delivery
+            self.run = Run(delivery)
+        ranges = self._ranges
+        if ranges and ranges[-1][1] == first:
+            ranges[-1] = (ranges[-1][0], end)
+        else:
+            ranges.append((first, end))
         if self.due is None:
             self.due = now + ACK_DELAY_S
         if len(self._ranges) >= ACK_RANGES_MAX:
@@ -109,18 +129,14 @@ class Acknowledgments:
     def settled(self) -> bool:
         """Whether the broker has stored every acknowledgment made so far."""
         return self.silent or (
-            not self._ranges
-            and not self.confirming
-            and self.first == self.end
-            and self._until is None
-            and self._last_sent is None
+            not self._ranges and not self.confirming and self._until is None and self._last_sent is None
         )
 
     def _close_run(self) -> None:
-        if self.first < self.end:
-            self._ranges.append((self.first, self.end))
-        self.first = self.end
-        self.delivery = None
+        run, self.run = self.run, NO_RUN  # before the copy: see `Run`
+        offsets = run.offsets[:]
+        if offsets and not self.silent:
+            self._ranges.extend(runs_of(offsets))
 
     # ---- sending -------------------------------------------------------------------------------------------------
 
@@ -232,6 +248,22 @@ def flattened(ranges: Ranges) -> Iterator[list[int]]:
     """Yield the ranges as they travel, as many as fit a frame at a time."""
     for part in range(0, len(ranges), wire.RANGES_MAX):
         yield [number for pair in ranges[part : part + wire.RANGES_MAX] for number in pair]
+
+
+def runs_of(offsets: list[int]) -> Ranges:
+    """Return the ranges of some offsets, at least one, which are usually consecutive; sorts them if they are not."""
+    first, count = offsets[0], len(offsets)
+    if offsets == list(range(first, first + count)):
+        return [(first, first + count)]
+    offsets.sort()
+    found = []
+    end = first = offsets[0]
+    for offset in offsets:
+        if offset > end:
+            found.append((first, end))
+            first = offset
+        end = offset + 1
+    return [*found, (first, end)]
 
 
 def joined(ranges: Ranges) -> Ranges:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from ister import arguments
 from ister.acknowledgments import joined
@@ -23,6 +23,9 @@ from ister.outstanding import Request
 from ister.receiver import Receiver
 from ister.requests import Duration
 
+if TYPE_CHECKING:
+    from ister.network import Network
+
 NACK_DELAY_S_MAX: Final = 86_400  # the broker refuses longer delays
 SEEK_S: Final = 10.0  # how long `seek` waits by default
 
@@ -33,6 +36,10 @@ Acknowledged = BaseMessage | Iterable[BaseMessage]  # a message, a batch, or sev
 
 class Consumer(Receiver):
     """Receives the messages of one subscription; made by `Client.consumer`, closed by `close` or a `with` block."""
+
+    def __init__(self, network: Network, attachment: Attachment) -> None:
+        super().__init__(network, attachment)
+        self._acks = attachment.acks
 
     def __repr__(self) -> str:
         return f"<Consumer topic={self.topic!r} subscription={self.subscription!r} {self.attachment.phase}>"
@@ -61,11 +68,11 @@ class Consumer(Receiver):
         `UsageError` for messages of another consumer, `ClosedError`.
         """
         if type(what) is Message:
-            acks = self.attachment.acks
-            with self._lock:
-                offset = what.offset
-                if what.delivery is acks.delivery and offset == acks.end:
-                    acks.end = offset + 1
+            acks = self._acks
+            run = acks.run
+            if what.delivery is run.delivery:
+                run.offsets.append(what.offset)
+                if acks.run is run:  # otherwise it may have come too late
                     return
         self._ack_ranges(self._ranges_of(what))
 

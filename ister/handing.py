@@ -13,11 +13,11 @@ Invariants
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from ister import wire
-from ister.message import Batch, Delivery, Message
+from ister.message import Batch, Delivery, Hand
 from ister.pace import START_ALONE, START_SHARED, Pace
 from ister.wire import Key, Limits, Type
 
@@ -175,7 +175,7 @@ class Handing:
             self._hand_over(delivery.count, together=True)
         return delivery
 
-    def hand_out(self) -> Iterator[Message] | None:
+    def hand_out(self) -> Hand | None:
         """Return an iterator over the next messages, shared by all who take from it; None if there are none.
 
         If the broker is told what is taken, they are no more than the program processes in a moment.

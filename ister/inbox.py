@@ -21,7 +21,7 @@ from typing import Final
 
 from ister import arguments
 from ister.errors import ConnectionLostError, IsterError, RemoteProtocolError, UsageError
-from ister.message import BaseMessage, Delivery, Message
+from ister.message import BaseMessage, Delivery, Message, message_of
 from ister.network import Network
 from ister.outstanding import Request
 from ister.producer import Producer
@@ -96,7 +96,7 @@ class Inbox:
                 continue  # not a reply to one of these requests
             waiting = self._waiting.pop(correlation_id, None)
             if waiting is not None:
-                waiting.message = Message(delivery, delivery.first + index, delivery.payloads[index])
+                waiting.message = message_of(delivery, delivery.first + index, delivery.payloads[index])
                 self._tell(waiting)
 
 

@@ -15,11 +15,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat, starmap
 from operator import length_hint
-from typing import Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, cast, overload
 
 from ister import bodies, wire
 from ister.errors import RemoteProtocolError, UsageError
 from ister.words import counted
+
+Parts = tuple["Delivery", int, bytes]  # of a message: its delivery, its offset and its payload
 
 
 class Delivery:
@@ -138,9 +140,9 @@ class Delivery:
         payloads = self.payloads
         if start or stop is not None:
             payloads = payloads[start:stop]
-        return self._made(start, stop, payloads)
+        return starmap(message_of, self._parts(start, stop, payloads))
 
-    def hand_out(self, start: int = 0, stop: int | None = None) -> Iterator[Message]:
+    def hand_out(self, start: int = 0, stop: int | None = None) -> Hand:
         """Iterate over the messages from index `start` up to `stop`, until they are taken back or withheld.
 
         Several threads may share the iterator: each message goes to one of them.
@@ -149,7 +151,7 @@ class Delivery:
         if start or (stop is not None and stop < len(payloads)):
             payloads = payloads[start:stop]
         self._hand = iter(payloads)
-        return self._made(start, start + len(payloads), self._hand)
+        return Hand.of(self._parts(start, start + len(payloads), self._hand))
 
     @property
     def unseen(self) -> int:
@@ -168,11 +170,11 @@ class Delivery:
         self.withheld = True
         self.take_back()
 
-    def _made(self, start: int, stop: int | None, payloads: Iterable[bytes]) -> Iterator[Message]:
+    def _parts(self, start: int, stop: int | None, payloads: Iterable[bytes]) -> Iterator[Parts]:
         if self.ranges is not None:
-            return map(Message, repeat(self), self.offsets[start:stop], payloads)
+            return zip(repeat(self), self.offsets[start:stop], payloads)
         stop = self.count if stop is None else stop
-        return map(Message, repeat(self), range(self.first + start, self.first + stop), payloads)
+        return zip(repeat(self), range(self.first + start, self.first + stop), payloads)
 
     def key(self, index: int) -> bytes | None:
         """The key of the message at `index`, if it has one."""
@@ -213,12 +215,13 @@ class Delivery:
 class BaseMessage:
     """The base of all messages: `payload` and `offset`; everything else is looked up when used."""
 
+    # Set by those who make one: a message is made for every payload, and calling an `__init__` would take longer than
+    # all else.
     __slots__ = ("delivery", "offset", "payload")
 
-    def __init__(self, delivery: Delivery, offset: int, payload: bytes) -> None:
-        self.delivery = delivery
-        self.offset = offset
-        self.payload = payload
+    delivery: Delivery
+    offset: int
+    payload: bytes
 
     @property
     def topic(self) -> str:
@@ -274,6 +277,38 @@ class Message(BaseMessage):
         return answering  # `ister.aio` returns a coroutine
 
 
+def message_of(delivery: Delivery, offset: int, payload: bytes) -> Message:
+    """Return the message with this offset."""
+    message = Message()
+    message.delivery = delivery
+    message.offset = offset
+    message.payload = payload
+    return message
+
+
+if TYPE_CHECKING:
+    _Messages = starmap[Message]
+else:
+    _Messages = starmap
+
+
+class Hand(_Messages):
+    """An iterator over messages that are handed out; who takes many takes their `parts`, and makes the messages itself.
+
+    Several threads may share both: one message's parts are taken in one step, all of whose iterators are the
+    interpreter's own.
+    """
+
+    parts: Iterator[Parts]
+
+    @classmethod
+    def of(cls, parts: Iterator[Parts]) -> Hand:
+        """Return one whose messages are made of these parts."""
+        hand = cls(message_of, parts)  # type: ignore[arg-type] # of a subclass of a generic class
+        hand.parts = parts
+        return hand
+
+
 M_co = TypeVar("M_co", bound=BaseMessage, covariant=True)
 
 
@@ -317,9 +352,9 @@ class BaseBatch(Sequence[M_co]):
         """1 for the first delivery, 2 for the first redelivery, and so on."""
         return self.delivery.attempt
 
-    def hand_out(self) -> Iterator[M_co]:
+    def hand_out(self) -> Hand:
         """Iterate over the messages, which several threads may do; see `Delivery.hand_out`."""
-        return cast("Iterator[M_co]", self.delivery.hand_out(self._start, self._stop))
+        return self.delivery.hand_out(self._start, self._stop)
 
     def __len__(self) -> int:
         return self._stop - self._start
@@ -338,10 +373,10 @@ class BaseBatch(Sequence[M_co]):
         places = range(self._start, self._stop)[index]
         delivery = self.delivery
         if isinstance(places, int):
-            return Message(delivery, delivery.offsets[places], delivery.payloads[places])
+            return message_of(delivery, delivery.offsets[places], delivery.payloads[places])
         if places.step == 1:
             return Batch(delivery, places.start, max(places.start, places.stop))
-        return [Message(delivery, delivery.offsets[at], delivery.payloads[at]) for at in places]
+        return [message_of(delivery, delivery.offsets[at], delivery.payloads[at]) for at in places]
 
     def __repr__(self) -> str:
         return f"Batch(topic={self.topic!r}, ranges={self.ranges!r})"

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
 from ister import arguments
+from ister.acknowledgments import NO_RUN
 from ister.attachment import Attachment
 from ister.blame import reason_of
 from ister.closing import Closing
 from ister.errors import ClosedError
-from ister.message import Batch, Event, Message
+from ister.message import Batch, Event, Hand, Message
 
 if TYPE_CHECKING:
     from ister.clientsession import Handle
@@ -36,7 +37,7 @@ class Receiver(Closing):
     def __init__(self, network: Network, attachment: Attachment) -> None:
         super().__init__(network, attachment)
         self.attachment = attachment
-        self.current: Iterator[Message] = iter(())  # all threads take from it, without the lock
+        self.current = Hand.of(iter(()))  # all threads take from it, without the lock
 
     @property
     def what(self) -> str:
@@ -76,7 +77,12 @@ class Receiver(Closing):
         Raises the error with which the broker closed it.
         """
         while True:
-            yield from self.current
+            for delivery, offset, payload in self.current.parts:
+                made = Message()  # as `message_of` does, without the call
+                made.delivery = delivery
+                made.offset = offset
+                made.payload = payload
+                yield made
             try:
                 message = self._wait_for(self.try_receive, None)
             except ClosedError:
@@ -117,8 +123,8 @@ class Receiver(Closing):
 
     def forget_current(self) -> None:
         """Drop what is left of the present delivery."""
-        deque(self.current, maxlen=0)  # so that loops that hold this iterator see no more of it
-        self.current = iter(())
+        deque(self.current.parts, maxlen=0)  # so that loops that hold this iterator see no more of it
+        self.current = Hand.of(iter(()))
 
     def _wait_for(self, attempt: Callable[[], T | None], timeout: float | None) -> T | None:
         """Return the first result of `attempt()` that is not None; `None` when the time (seconds) ran out."""
@@ -226,6 +232,6 @@ class Receiver(Closing):
     def after_fork(self, lock: threading.Lock) -> None:
         """In the child of a fork: let every call raise."""
         self._lock = lock
-        self.attachment.acks.delivery = None
+        self.attachment.acks.run = NO_RUN
         self.attachment.handing.queue.clear()
         self.attachment.handing.withhold()

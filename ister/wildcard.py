@@ -20,7 +20,7 @@ from ister.clientsession import Handle
 from ister.consumer import Acknowledged, Consumer, Position, Seeking
 from ister.errors import ClosedError, IsterError, UsageError
 from ister.members import Members, OpenMember, about
-from ister.message import BaseBatch, BaseMessage, Delivery, Event
+from ister.message import BaseBatch, BaseMessage, Delivery, Event, Hand
 from ister.names import topic_pattern
 from ister.requests import Duration
 
@@ -52,7 +52,7 @@ class WildcardConsumer(Consumer):
         self._pattern = pattern
         self._subscription = subscription
         self._network = network
-        self.current = iter(())
+        self.current = Hand.of(iter(()))
         self.members = Members(
             network,
             pattern,

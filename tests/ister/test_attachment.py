@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ister import bodies, wire
-from ister.acknowledgments import ACK_DELAY_S, joined
+from ister.acknowledgments import ACK_DELAY_S, NO_RUN, joined, runs_of
 from ister.attachment import TRANSITIONS, Attachment
 from ister.errors import ConnectionLostError, RemoteError
 from ister.message import Batch, Delivery, Event
@@ -157,17 +157,17 @@ def test_acknowledgments_gather_into_ranges(talk: Talk) -> None:
     assert acked(talk) == [[0, 3, 5, 8, 9, 10]]
 
 
-def test_the_fast_path_only_moves_the_end(talk: Talk) -> None:
-    """The state machine sees acknowledgments that `Consumer.ack` stored directly."""
+def test_the_fast_path_only_puts_down_the_offset(talk: Talk) -> None:
+    """The state machine sees acknowledgments that `Consumer.ack` put down without the lock, in any order."""
     attachment = opened(talk)
     talk.deliver(0, *[b"x"] * 10)
     delivery = taken(attachment)
     attachment.acks.add(delivery, 0, 1, talk.now)
-    assert attachment.acks.delivery is delivery
-    attachment.acks.end = 6
+    assert attachment.acks.run.delivery is delivery
+    attachment.acks.run.offsets += [1, 2, 4, 3, 5, 8]
     talk.later(ACK_DELAY_S)
-    assert acked(talk) == [[0, 6]]
-    assert attachment.acks.delivery is None  # the next one sets the timer again
+    assert acked(talk) == [[0, 6, 8, 9]]
+    assert attachment.acks.run is NO_RUN  # the next one sets the timer again
 
 
 @pytest.mark.requirement("9.5-11")
@@ -396,8 +396,8 @@ def test_nothing_is_acknowledged_on_a_non_reliable_topic(talk: Talk) -> None:
     talk.deliver(0, b"a", b"b")
     delivery = taken(attachment)
     attachment.acks.add(delivery, 0, 1, talk.now)
-    assert (attachment.acks.delivery, attachment.acks.end) == (delivery, 1)
-    attachment.acks.end = 2
+    assert attachment.acks.run.delivery is delivery
+    attachment.acks.run.offsets.append(1)
     attachment.nack(delivery, [(0, 1)], 0, "")
     attachment.acks.add_until(delivery, 1, talk.now)
     attachment.acks.flush(confirm=True)
@@ -565,6 +565,14 @@ def test_joined_ranges_hold_the_same_numbers(ranges: list[tuple[int, int]]) -> N
         assert all(left[1] < right[0] for left, right in pairwise(whole))
 
 
+@given(offsets=st.lists(st.integers(0, 60), min_size=1))
+def test_the_ranges_of_offsets_hold_just_these(offsets: list[int]) -> None:
+    """Whatever their order, and however often each was acknowledged."""
+    ranges = runs_of(list(offsets))
+    assert [number for first, end in ranges for number in range(first, end)] == sorted(set(offsets))
+    assert all(left[1] < right[0] for left, right in pairwise(ranges))
+
+
 @given(order=st.permutations(range(30)), flushes=st.sets(st.integers(0, 29)))
 def test_every_acknowledgment_is_sent_exactly_once(
     new_talk: type[Talk], order: list[int], flushes: set[int]
@@ -575,8 +583,9 @@ def test_every_acknowledgment_is_sent_exactly_once(
     talk.deliver(0, *[b"x"] * 40)
     delivery = taken(attachment)
     for place, offset in enumerate(order):
-        if delivery is attachment.acks.delivery and offset == attachment.acks.end:
-            attachment.acks.end = offset + 1
+        run = attachment.acks.run
+        if delivery is run.delivery:
+            run.offsets.append(offset)
         else:
             attachment.acks.add(delivery, offset, offset + 1, talk.now)
         if place in flushes:

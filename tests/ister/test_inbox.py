@@ -13,7 +13,7 @@ from ister import bodies, testing, wire
 from ister import inbox as under_test
 from ister.errors import UsageError
 from ister.inbox import CORRELATION_ID, REPLY_TO, Inbox, Outlets, Waiting
-from ister.message import Delivery, Message
+from ister.message import Delivery, message_of
 from ister.wire import Column, Key, Type
 
 
@@ -110,7 +110,7 @@ def test_a_reply_goes_where_the_request_says() -> None:
 
 def test_a_message_made_by_hand_cannot_be_answered() -> None:
     """There is no client to answer through."""
-    message = Message(reply("1"), 7, b"")
+    message = message_of(reply("1"), 7, b"")
     with pytest.raises(UsageError, match="consumer"):
         message.reply(b"")
 

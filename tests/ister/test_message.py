@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ister import bodies, wire
 from ister.errors import RemoteError, RemoteProtocolError, TimeoutExpiredError
-from ister.message import Batch, Delivery, Message
+from ister.message import Batch, Delivery, message_of
 from ister.receipts import BatchReceipt, Published, Receipt, Shipment
 from ister.wire import Column, Key
 
@@ -173,7 +173,7 @@ def test_a_callback_for_what_is_done_is_called_at_once() -> None:
 
 def test_a_message_says_what_it_is() -> None:
     """The repr is readable at a prompt, and short."""
-    message = Message(delivery_of(b"x" * 1000), 10, b"x" * 1000)
+    message = message_of(delivery_of(b"x" * 1000), 10, b"x" * 1000)
     assert "offset=10" in repr(message)
     assert len(repr(message)) < 120
 
