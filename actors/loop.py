@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
@@ -29,6 +30,7 @@ import zmq
 
 from ister.actors.threads import Done, Purpose, Threads
 from ister.clock import Clock
+from ister.sockets import has_message
 
 T = TypeVar("T")
 
@@ -98,8 +100,11 @@ class Scheduler(ABC):
         self._turn_end: list[Call] = []
 
     @abstractmethod
-    def watch(self, source: zmq.Socket[bytes] | int, ready: Call) -> None:
-        """Call `ready` in every turn in which `source` (a zmq socket or a file descriptor) can be read."""
+    def watch(self, source: zmq.Socket[bytes] | int, ready: Call, *, sends: bool = False) -> None:
+        """Call `ready` in every turn in which `source` (a zmq socket or a file descriptor) can be read.
+
+        It may also be called when nothing can be read. `sends` says that the socket is used for sending too.
+        """
 
     @abstractmethod
     def unwatch(self, source: zmq.Socket[bytes] | int) -> None:
@@ -189,6 +194,26 @@ class Scheduler(ABC):
             heappush(self._timers, entry)
 
 
+class _Watched:
+    """A source, and what to call when it can be read."""
+
+    __slots__ = ("descriptor", "ready", "sends", "socket")
+
+    def __init__(self, source: zmq.Socket[bytes] | int, ready: Call, sends: bool) -> None:
+        self.socket = None if isinstance(source, int) else source
+        self.descriptor = source if isinstance(source, int) else source.fileno()
+        self.ready = ready
+        self.sends = sends
+
+    def has_news(self) -> bool:
+        """Return whether a zmq socket has a message to read."""
+        return self.socket is not None and has_message(self.socket)
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
 class Loop(Scheduler):
     """The loop of a process: a zmq poll, threads for blocking calls, and a wake-up for other threads.
 
@@ -199,8 +224,13 @@ class Loop(Scheduler):
         super().__init__(clock)
         self.poll_s = 0.0  # seconds spent in the poll: 1 - poll_s / lifetime is how busy the process is
         self._thread = threading.get_ident()
-        self._watched: dict[zmq.Socket[bytes] | int, Call] = {}
-        self._sources: list[tuple[zmq.Socket[bytes] | int, int]] = []
+        self._watched: dict[zmq.Socket[bytes] | int, _Watched] = {}
+        self._by_descriptor: dict[int, _Watched] = {}
+        # The descriptor of a zmq socket becomes readable for news that the socket has not looked at. Sending and
+        # reading look at them, so before each wait those sockets are asked that send, or were just read.
+        self._senders: list[_Watched] = []
+        self._just_read: list[_Watched] = []
+        self._poll = select.poll()
         self._stopped = False
         self.threads = Threads(self.call_threadsafe, threads)
         self._from_threads: deque[Call] = deque()
@@ -208,15 +238,30 @@ class Loop(Scheduler):
         self._wake_read, self._wake_write = _wake_pair()
         self.watch(self._wake_read, self._woken)
 
-    def watch(self, source: zmq.Socket[bytes] | int, ready: Call) -> None:
-        """Call `ready` in every turn in which `source` can be read, until nothing is left to read."""
-        self._watched[source] = ready
-        self._sources = [(each, zmq.POLLIN) for each in self._watched]
+    def watch(self, source: zmq.Socket[bytes] | int, ready: Call, *, sends: bool = False) -> None:
+        """Call `ready` in every turn in which `source` can be read, until nothing is left to read.
+
+        `sends` says that the socket is used for sending too.
+        """
+        self.unwatch(source)
+        watched = self._watched[source] = _Watched(source, ready, sends)
+        self._by_descriptor[watched.descriptor] = watched
+        self._poll.register(watched.descriptor, select.POLLIN)
+        if sends:
+            self._senders.append(watched)
+        elif watched.socket is not None:
+            self._just_read.append(watched)  # what came before need not show on the descriptor
 
     def unwatch(self, source: zmq.Socket[bytes] | int) -> None:
         """Forget `source`: to be called before it is closed."""
-        self._watched.pop(source, None)
-        self._sources = [(each, zmq.POLLIN) for each in self._watched]
+        watched = self._watched.pop(source, None)
+        if watched is None:
+            return
+        watched.ready = _nothing
+        del self._by_descriptor[watched.descriptor]
+        self._poll.unregister(watched.descriptor)
+        self._senders = [each for each in self._senders if each is not watched]
+        self._just_read = [each for each in self._just_read if each is not watched]
 
     def offload(self, work: Callable[[], T], done: Done[T], purpose: Purpose = Purpose.OTHER) -> None:
         """Run `work` in a thread for that purpose, then `done(result, None)` or `done(None, error)` on the loop."""
@@ -261,13 +306,23 @@ class Loop(Scheduler):
                 wait_s = due - began
             # Rounded up: a poll that ends too early would spin until the timer is due.
             wait_ms = -1 if wait_s is None else max(0, ceil(wait_s * 1000))
-        events = zmq.zmq_poll(self._sources, wait_ms)
+        readable = [each for each in self._senders if each.has_news()]
+        if self._just_read:
+            just_read, self._just_read = self._just_read, []
+            readable += [each for each in just_read if each.has_news()]
+        if readable:
+            wait_ms = 0
+        events = self._poll.poll(wait_ms)
         now = monotonic()
         self.poll_s += now - began
-        for source, _ in events:
-            # One of the callbacks before may have unwatched it.
-            if (ready := self._watched.get(source)) is not None:
-                ready()
+        for descriptor, _ in events:
+            each = self._by_descriptor[descriptor]
+            if each not in readable:
+                readable.append(each)
+        for each in readable:
+            each.ready()  # which does nothing if one of those before has unwatched it
+            if each.socket is not None and not each.sends:
+                self._just_read.append(each)
         if calls := self._from_threads:
             for _ in range(len(calls)):
                 calls.popleft()()
@@ -293,7 +348,6 @@ class Loop(Scheduler):
         """Close the threads and the wake-up; the loop cannot run again."""
         self.threads.end()
         self._watched.clear()
-        self._sources = []
         fds = {self._wake_read, self._wake_write}
         self._wake_read = self._wake_write = -1  # first: a thread may still be about to write
         for fd in fds:

@@ -340,7 +340,7 @@ def run_worker(context: ProcessContext) -> None:
     given: WorkerSettings = context.settings
     worker = Worker(context, given)
     worker.gateway.bind(given.bind, worker.frontend)
-    context.loop.watch(worker.gateway.socket, worker.gateway.receive)
+    context.loop.watch(worker.gateway.socket, worker.gateway.receive, sends=True)
     context.loop.watch(worker.gateway.watch_connections(worker.is_short), worker.gateway.read_connections)
     worker.look_after_connections()
     worker.keep_up()

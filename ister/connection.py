@@ -30,6 +30,7 @@ from ister.clock import Clock
 from ister.errors import ClosedError, ConnectionLostError, IsterError
 from ister.message import BrokerEvent
 from ister.polling import Wake, poll
+from ister.sockets import has_message, receive, send
 from ister.waking import News, Waiters
 
 # seconds for which the background thread leaves the socket alone while others move frames
@@ -135,20 +136,21 @@ class Connection:
             while True:
                 while outbox:
                     try:
-                        socket.send_multipart(outbox[0], zmq.NOBLOCK)
+                        send(socket, outbox[0])
                     except zmq.Again:
                         break
                     outbox.popleft()
-                if not int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                if not has_message(socket):
                     break
                 heard = True
-                try:
-                    while not session.idle:
-                        session.receive(socket.recv_multipart(zmq.NOBLOCK), now)
-                except zmq.Again:
-                    pass
+                while not session.idle:
+                    session.receive(receive(socket), now)
+                    if not has_message(socket):
+                        break
                 if session.idle:
                     self._hang_up()
+                    break
+                if not outbox:
                     break
         except zmq.ZMQError as error:
             self._give_up(ConnectionLostError(f"socket to {self.endpoint}: {error}"))
@@ -292,8 +294,8 @@ class Connection:
         monitor = self._monitor
         assert monitor is not None
         try:
-            while int(monitor.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
-                event = int.from_bytes(monitor.recv_multipart(zmq.NOBLOCK)[0][:2], sys.byteorder)
+            while has_message(monitor):
+                event = int.from_bytes(receive(monitor)[0][:2], sys.byteorder)
                 if event == zmq.EVENT_CONNECT_RETRIED:
                     if self.session.phase == "ready":
                         continue  # of an earlier attempt than the one that succeeded
@@ -319,7 +321,7 @@ class Connection:
         if socket is not None:
             try:
                 while self.session.outbox:
-                    socket.send_multipart(self.session.outbox.popleft(), zmq.NOBLOCK)
+                    send(socket, self.session.outbox.popleft())
                 socket.disable_monitor()
             except zmq.ZMQError:
                 pass

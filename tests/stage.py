@@ -84,7 +84,7 @@ class StagedLoop(Scheduler):
         finally:
             loop.MESSAGES_PER_INBOX_PER_TURN, loop.MESSAGES_PER_TURN = limits  # type: ignore[misc]
 
-    def watch(self, source: Any, ready: Call) -> None:
+    def watch(self, source: Any, ready: Call, *, sends: bool = False) -> None:
         self._watched[source] = ready
 
     def unwatch(self, source: Any) -> None:
@@ -193,6 +193,10 @@ class StagedRouter:
 
     def bind(self, _endpoint: str) -> None:
         """Listen."""
+
+    def getsockopt(self, _option: int) -> int:
+        """Return whether something can be read, as ZMQ_EVENTS does."""
+        return int(zmq.POLLIN) if self._parts or self.incoming else 0
 
     def recv(self, _flags: int = 0, copy: bool = True) -> Any:
         """Return the next frame, as bytes or as an object that says whether more follow."""
@@ -407,7 +411,7 @@ class Stage:
         system.on_actor_failure = on_failure
         worker.gateway.bind("staged", worker.frontend)
         router.on_closed = worker.gateway.connection_closed
-        self.loop.watch(cast(Any, router), worker.gateway.receive)
+        self.loop.watch(cast(Any, router), worker.gateway.receive, sends=True)
         self._tell_all(NodeUp(node, boot, 1, self.endpoints[number]))
         for other in self.workers:
             if other != number:

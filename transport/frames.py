@@ -13,10 +13,13 @@ from typing import Final
 
 import zmq
 
+from ister.sockets import has_message
+
 # Routing id, header, lengths, payloads, and three columns are seven.
 FRAMES_MAX: Final = 16
 # Frames discarded per turn of the loop: some 5 ms, after which timers, mail and commits have their turn.
 SKIP_FRAMES: Final = 5_000
+_DO_NOT_WAIT: Final = int(zmq.NOBLOCK)
 
 
 class TooManyFramesError(Exception):
@@ -31,6 +34,7 @@ class FrameReader:
     """Reads messages from a ROUTER."""
 
     def __init__(self, router: zmq.Socket[bytes]) -> None:
+        self._router = router
         self._receive = router.recv
         self._skipping = False
         self._header: zmq.Frame | None = None
@@ -43,14 +47,16 @@ class FrameReader:
         receive = self._receive
         if self._skipping and not self._skip():
             return None
+        if not has_message(self._router):
+            return None
         try:
-            parts = [receive(zmq.NOBLOCK)]
+            parts = [receive(_DO_NOT_WAIT)]
         except zmq.Again:
             return None
-        frame = self._header = receive(zmq.NOBLOCK, False)
+        frame = self._header = receive(_DO_NOT_WAIT, False)
         parts.append(frame.bytes)
         while frame.more:
-            frame = receive(zmq.NOBLOCK, False)
+            frame = receive(_DO_NOT_WAIT, False)
             if len(parts) == FRAMES_MAX:
                 self._skipping = bool(frame.more)
                 raise TooManyFramesError(parts[0], source_of(frame))
@@ -61,7 +67,7 @@ class FrameReader:
         """Discard the rest of a message, in parts over several turns; return whether that is done."""
         receive = self._receive
         for _ in range(SKIP_FRAMES):
-            if not receive(zmq.NOBLOCK, False).more:
+            if not receive(_DO_NOT_WAIT, False).more:
                 self._skipping = False
                 return True
         return False

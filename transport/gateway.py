@@ -20,6 +20,7 @@ import zmq
 from ister.bodies import Buffer, check_batch, pack_lengths
 from ister.clock import Clock
 from ister.errors import IsterError, LocalProtocolError, RemoteError, RemoteProtocolError
+from ister.sockets import has_message, send
 from ister.transport.connections import Connections
 from ister.transport.frames import FrameReader, TooManyFramesError
 from ister.transport.guard import IDLE_LOOK_S, Guard
@@ -205,7 +206,7 @@ class Gateway:
         self.read_connections()
         counts = self.counts
         passed = counts.frames_in + counts.frames_out, counts.bytes_in + counts.bytes_out
-        return self.guard.look(*passed, drained=not self.socket.poll(0))
+        return self.guard.look(*passed, drained=not has_message(self.socket))
 
     def _take(self, parts: list[bytes], now_s: float) -> None:
         routing, body = parts[0], parts[2:]
@@ -411,7 +412,7 @@ class Gateway:
         self, routing: bytes, header: Header, frames: Sequence[Buffer] = (), *, may_wait: bool = False
     ) -> Sent:
         try:
-            self.socket.send_multipart((routing, encode_header(header), *frames), zmq.NOBLOCK)
+            send(self.socket, (routing, encode_header(header), *frames))
         except zmq.Again:
             if may_wait:
                 return Sent.FULL

@@ -244,3 +244,21 @@ def test_a_callback_that_raises_ends_the_run(loop: Loop) -> None:
     loop.call_soon(lambda: 1 // 0)  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError):
         loop.run()
+
+
+def test_what_a_send_took_note_of_is_read_in_the_next_turn(loop: Loop) -> None:
+    """A socket that sends looks at its news then, and its descriptor does not tell of them any more."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    with context.socket(zmq.PAIR) as here, context.socket(zmq.PAIR) as there:
+        here.bind("inproc://both")
+        there.connect("inproc://both")
+        got: list[bytes] = []
+        loop.watch(here, lambda: got.append(here.recv()), sends=True)
+        loop.run_once(0)
+        there.send(b"question")
+        here.send(b"answer")  # which takes note of the question
+        assert int(here.getsockopt(zmq.EVENTS)) & zmq.POLLIN
+        loop.run_once(10.0)
+        assert got == [b"question"]
+        loop.unwatch(here)
+    context.term()

@@ -1,0 +1,74 @@
+"""The short forms of ZeroMQ's calls do what pyzmq's own do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import zmq
+
+from ister.sockets import has_message, receive, send
+
+Pair = tuple["zmq.Socket[bytes]", "zmq.Socket[bytes]"]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """Two sockets that are connected; their queues hold four messages."""
+    with zmq.Context() as context, context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as other:
+        one.set(zmq.SNDHWM, 2)
+        other.set(zmq.RCVHWM, 2)
+        other.bind("inproc://pair")
+        one.connect("inproc://pair")
+        yield one, other
+
+
+def test_a_message_arrives_with_its_frames(pair: Pair) -> None:
+    """Whatever buffers the parts are, empty ones too."""
+    one, other = pair
+    assert not has_message(other)
+    for parts in ([b"alone"], [b"", b"x" * 100_000, memoryview(b"third"), bytearray(b"last")]):
+        send(one, parts)
+        assert has_message(other)
+        assert receive(other) == [bytes(part) for part in parts]
+        assert not has_message(other)
+
+
+def test_they_understand_pyzmq_and_the_other_way_round(pair: Pair) -> None:
+    """Nothing is left over in either direction."""
+    one, other = pair
+    one.send_multipart([b"a", b"b"])
+    assert receive(other) == [b"a", b"b"]
+    send(other, [b"c", b"d", b"e"])
+    assert one.recv_multipart() == [b"c", b"d", b"e"]
+
+
+def test_nothing_waits(pair: Pair) -> None:
+    """A full queue and an empty one are errors at once, and a message that was refused has sent none of its frames."""
+    one, other = pair
+    with pytest.raises(zmq.Again):
+        receive(other)
+    sent = 0
+    try:
+        while True:
+            send(one, [b"%d" % sent, b"end"])
+            sent += 1
+    except zmq.Again:
+        pass
+    got: list[Any] = []
+    while has_message(other):
+        got.append(receive(other))
+    assert got == [[b"%d" % number, b"end"] for number in range(sent)]
+    assert sent > 0
+
+
+def test_a_closed_socket_is_an_error(pair: Pair) -> None:
+    """It is never taken for a silent one."""
+    one, _ = pair
+    one.close()
+    assert has_message(one)
+    with pytest.raises(zmq.ZMQError):
+        receive(one)
+    with pytest.raises(zmq.ZMQError):
+        send(one, [b""])
