@@ -1,7 +1,8 @@
 """Threads by purpose: blocking calls of each kind have their own pool, so that long work never delays short work.
 
-A pool has a maximum number of threads, started when they are first needed. Further calls wait in order. Pools for
-long work have a lower priority than the rest of the machine (Linux: nice), above all than the loop.
+A pool has a maximum number of threads, started when they are first needed. Further calls wait in order. All threads
+have the priority of the process: one with a lower priority that is not run while it holds the interpreter lock would
+keep the loop waiting. Long work that keeps a core busy runs in a process of its own (`storage/apart.py`).
 
 Invariants
 - a call waits only for calls of the same purpose
@@ -12,9 +13,6 @@ May touch: threads.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 import threading
 from collections.abc import Callable, Mapping
 from enum import Enum
@@ -53,18 +51,15 @@ SIZES: Final[Mapping[Purpose, int]] = {
     Purpose.STORE: 4,
     Purpose.OTHER: 2,
 }
-PATIENT: Final = frozenset((Purpose.CHECKS, Purpose.TRIMS))
-PATIENT_NICE: Final = 10
 
 
 class _Pool:
     """Some threads, and the calls that wait for one of them."""
 
-    def __init__(self, name: str, size: int, *, patient: bool) -> None:
+    def __init__(self, name: str, size: int) -> None:
         self.size = size
         self.handed_in = 0  # calls that are not done
         self._name = name
-        self._patient = patient
         self._threads = 0
         self._work: SimpleQueue[Call | None] = SimpleQueue()
 
@@ -82,11 +77,6 @@ class _Pool:
         self._threads = 0
 
     def _forever(self) -> None:
-        if self._patient and sys.platform == "linux":  # Linux has priorities per thread
-            thread = threading.get_native_id()
-            with contextlib.suppress(OSError):
-                nice = max(os.getpriority(os.PRIO_PROCESS, thread), PATIENT_NICE)
-                os.setpriority(os.PRIO_PROCESS, thread, nice)
         while (call := self._work.get()) is not None:
             call()
             del call  # no reference to a finished call's buffers while waiting for the next call
@@ -100,9 +90,7 @@ class Threads:
     ) -> None:
         self._call_threadsafe = call_threadsafe
         given = {**SIZES, **(sizes or {})}
-        self._pools = {
-            purpose: _Pool(purpose.value, given[purpose], patient=purpose in PATIENT) for purpose in Purpose
-        }
+        self._pools = {purpose: _Pool(purpose.value, given[purpose]) for purpose in Purpose}
 
     @property
     def busy(self) -> int:

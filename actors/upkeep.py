@@ -193,6 +193,8 @@ class Upkeep:
             reply(RemoteError("log-failed", f"the log could not be verified: {running.error}"))
             return
         body: dict[str, Any] = {"topic": self._topic, "done": running.report is not None}
+        if running.report is None and (running.progress is None or not running.progress.segments_total):
+            body["waiting"] = True
         if number is not None:
             body["verification"] = key
         if running.progress is not None:

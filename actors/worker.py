@@ -31,7 +31,7 @@ from ister.actors.subscription.reading import MemoryJournal
 from ister.actors.upkeep import LogCare
 from ister.errors import LogFailedError
 from ister.settings import Settings
-from ister.storage.apart import verify_aside
+from ister.storage.apart import CheckRules, verify_aside
 from ister.storage.cursor_files import highest_acknowledged
 from ister.storage.cursor_journal import CursorJournal
 from ister.storage.damage import skip_damaged
@@ -51,6 +51,7 @@ from ister.transport.session import SessionLimits, Sessions
 
 log = logging.getLogger("ister.worker")
 
+CHECK_TURN: Final = "check"  # the file in the folder of sockets that is held while a large log is checked
 PROCESS_DESCRIPTORS: Final = 64  # mail, the loop, threads, connections without a session, the reserve
 IDLE_FILES_EACH: Final = 4  # rounds of `keep_up`: a log that was not used for 20 to 40 s has no descriptor
 KEEP_UP_S: Final = 5.0  # seconds; how long a deleted segment may occupy the disk because it was being read
@@ -99,6 +100,8 @@ class Worker:
         settings = given.settings
         self._disk = LocalDisk()
         self._maps = SegmentMaps(self._disk)
+        # all workers of this broker take turns
+        self._check_rules = CheckRules(settings.log.check_core_percent, f"{context.folder}/{CHECK_TURN}")
         self._was_short = False
         self._kept_up = 0
         self._logs: dict[str, Wal] = {}  # by folder, the log opened last
@@ -254,9 +257,17 @@ class Worker:
             uploader=uploader,
             directory=system.ref(BROKER, DIRECTORY_PATH),
             care=LogCare(
-                verify=lambda end: verify_aside(self._disk, folder, meta.incarnation, durable_end=end),
+                verify=lambda end: verify_aside(
+                    self._disk, folder, meta.incarnation, durable_end=end, rules=self._check_rules
+                ),
                 skip_damaged=lambda end, elsewhere, lost: skip_damaged(
-                    self._disk, folder, meta.incarnation, durable_end=end, elsewhere=elsewhere, lost=lost
+                    self._disk,
+                    folder,
+                    meta.incarnation,
+                    durable_end=end,
+                    elsewhere=elsewhere,
+                    lost=lost,
+                    rules=self._check_rules,
                 ),
                 local_bytes=settings.local_bytes,
                 behind_bytes_max=settings.behind_bytes_max,

@@ -81,18 +81,27 @@ class Administration(ABC):
         return answer
 
     def verify_topic(
-        self, topic: str, *, timeout: float | None = None, progress: Callable[[int, int], Any] | None = None
+        self,
+        topic: str,
+        *,
+        timeout: float | None = None,
+        progress: Callable[[int, int], Any] | None = None,
+        waiting: Callable[[], Any] | None = None,
     ) -> dict[str, Any]:
         """Have the broker check every byte of a topic's log, and return its report.
 
         The report has `messages`, `bytes`, `segments`, and `damaged`: a list of ranges (`first`, `end`, `reason`, ...).
-        `progress(bytes, bytes_total)` is called from time to time. Raises `RemoteError`.
+        `progress(bytes, bytes_total)` is called from time to time, `waiting()` in its place while the topic waits for
+        the checks of others: a broker checks one large log at a time. Raises `RemoteError`.
         """
         asked = {"topic": topic, "verification": 0}
         while True:
             answer = self._ask(Request("topic.verify", dict(asked)), timeout)
             asked["verification"] = answer.get("verification", 0)
-            if progress is not None and "bytes_total" in answer:
+            if answer.get("waiting"):
+                if waiting is not None:
+                    waiting()
+            elif progress is not None and "bytes_total" in answer:
                 progress(answer["bytes"], answer["bytes_total"])
             if answer["done"]:
                 report: dict[str, Any] = answer["report"]

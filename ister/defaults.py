@@ -246,6 +246,16 @@ class LogSettings(_Section, frozen=True, kw_only=True):
             "Durability cloud: a segment is sealed and uploaded this long after its first message.",
         ),
     ] = 250
+    check_core_percent: Annotated[
+        int,
+        _number(
+            "percent",
+            1,
+            100,
+            "The share of a core that checking a log (topic verify, topic repair) may use; one log is checked at a "
+            "time. 100: as fast as it goes, and receipts may wait for it.",
+        ),
+    ] = 25
 
 
 class SubscriptionSettings(_Section, frozen=True, kw_only=True):

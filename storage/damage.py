@@ -12,7 +12,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from ister.storage.apart import verify_aside
+from ister.storage.apart import ALONE, CheckRules, verify_aside
 from ister.storage.begin import replace_file
 from ister.storage.checksum import extend
 from ister.storage.disk import Disk
@@ -29,10 +29,15 @@ _CRC = struct.Struct("<I")
 
 
 def damage(
-    disk: Disk, folder: str, incarnation: bytes, *, durable_end: int | None = None
+    disk: Disk,
+    folder: str,
+    incarnation: bytes,
+    *,
+    durable_end: int | None = None,
+    rules: CheckRules = ALONE,
 ) -> tuple[DamagedRange, ...]:
     """Return all damage of a log up to `durable_end`; reads every byte of it. Raises OSError."""
-    for last in verify_aside(disk, folder, incarnation, durable_end=durable_end):
+    for last in verify_aside(disk, folder, incarnation, durable_end=durable_end, rules=rules):
         if isinstance(last, VerifyReport):
             return last.damaged
     return ()
@@ -73,6 +78,7 @@ def skip_damaged(
     end: int | None = None,
     elsewhere: RangeSet | None = None,
     lost: Sequence[tuple[int, int]] = (),
+    rules: CheckRules = ALONE,
 ) -> RangeSet:
     """Record durably that readers skip what is damaged in [first, end); return all ranges that are skipped now.
 
@@ -84,7 +90,7 @@ def skip_damaged(
     for gap in lost:
         there.subtract(*gap)
         skips.add(*gap)
-    for one in damage(disk, folder, incarnation, durable_end=durable_end):
+    for one in damage(disk, folder, incarnation, durable_end=durable_end, rules=rules):
         if (end is None or one.first < end) and (first is None or one.end > first):
             for gap in there.gaps(one.first, one.end):
                 skips.add(*gap)

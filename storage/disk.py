@@ -14,14 +14,14 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from ister.errors import DiskFullError, LockedError
 from ister.storage.checksum import Buffer, Checked
 from ister.storage.filemap import map_file
-from ister.storage.openfiles import FULL, LocalFile, OpenFiles, read_at
+from ister.storage.openfiles import FULL, LocalFile, OpenFiles, read_at, read_uncached
 
 if sys.platform != "win32":
     import fcntl
@@ -93,6 +93,12 @@ class Disk(Protocol):
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
         """Return a file's contents, or up to `length` bytes of them. Raises FileNotFoundError."""
+
+    def read_once(self, path: str, rest: Callable[[], None]) -> bytes | bytearray:
+        """Return the contents of a file that is not read again soon; `rest` is called after each small step.
+
+        What of it was in no cache before is in none afterwards. Raises FileNotFoundError.
+        """
 
     def map(self, path: str) -> Checked:
         """Map a file read-only at its present length, which must not be 0. Raises FileNotFoundError."""
@@ -233,6 +239,17 @@ class LocalDisk:
         try:
             wanted = os.fstat(fd).st_size - start if length is None else length
             return read_at(fd, max(0, wanted), start)
+        finally:
+            os.close(fd)
+
+    def read_once(self, path: str, rest: Callable[[], None]) -> bytearray:
+        """Return the contents of a file that is not read again soon; `rest` is called after each small step.
+
+        What of it was in no cache before is in none afterwards. Raises FileNotFoundError.
+        """
+        fd = self._descriptor(path, os.O_RDONLY)
+        try:
+            return read_uncached(fd, rest)
         finally:
             os.close(fd)
 

@@ -43,6 +43,8 @@ RESERVE: Final = 8
 MARGIN: Final = 8
 # The limit is raised to the hard one, but not above what a broker needs: some programs allocate tables of that size.
 LIMIT_MAX: Final = 262_144
+# Copying so much takes some 50 us.
+READ_STEP_BYTES: Final = 256 << 10
 
 
 def raise_descriptor_limit() -> int:
@@ -312,3 +314,43 @@ def read_at(fd: int, length: int, position: int) -> bytes:
             break
         found += more
     return found
+
+
+def read_uncached(fd: int, rest: Callable[[], None]) -> bytearray:
+    """Return the contents of a descriptor's file, in steps with a `rest` after each.
+
+    Pages that were not cached are dropped again, so that a long read leaves the page cache to others. Where the system
+    cannot tell which those are, everything stays cached.
+    """
+    found = bytearray(os.fstat(fd).st_size)
+    view, position = memoryview(found), 0
+    advises = hasattr(os, "posix_fadvise")
+    if advises:
+        os.posix_fadvise(
+            fd, 0, 0, os.POSIX_FADV_RANDOM
+        )  # no reading ahead: that would look like cached pages
+    while position < len(found):
+        step = view[position : position + READ_STEP_BYTES]
+        length, was_cached = _read_step(fd, step, position)
+        if not length:
+            break
+        if advises and not was_cached:
+            os.posix_fadvise(fd, position, length, os.POSIX_FADV_DONTNEED)
+        position += length
+        rest()
+    view.release()
+    del found[position:]  # it was cut meanwhile
+    return found
+
+
+def _read_step(fd: int, into: memoryview, position: int) -> tuple[int, bool]:
+    """Return how much was read, and whether all of it was cached, or that is unknown."""
+    try:
+        length = os.preadv(fd, [into], position, os.RWF_NOWAIT)
+        if length == len(into):
+            return length, True
+    except BlockingIOError:
+        pass
+    except (OSError, AttributeError):
+        return os.preadv(fd, [into], position), True
+    return os.preadv(fd, [into], position), False

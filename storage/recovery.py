@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ister.errors import DamagedError
-from ister.storage.checksum import extend
+from ister.storage.checksum import crc32c, extend
 from ister.storage.index import SparseIndex
 from ister.storage.record import (
     BATCH,
@@ -223,7 +223,7 @@ def position_of(data: bytes, end: int, offset: int, salt: int) -> int:
     return end
 
 
-def next_record(data: bytes, position: int, at: int, salt: int) -> tuple[int, Header] | None:
+def next_record(data: bytes | bytearray, position: int, at: int, salt: int) -> tuple[int, Header] | None:
     """Return the first complete batch or footer from byte `position` on that has no offset below `at`."""
     while (position := data.find(MAGIC_BYTES, position)) >= 0:
         header = parse_header(data, position, salt)
@@ -238,14 +238,14 @@ def next_record(data: bytes, position: int, at: int, salt: int) -> tuple[int, He
     return None
 
 
-def _whole(data: bytes, position: int, header: Header, salt: int) -> bool:
+def _whole(data: bytes | bytearray, position: int, header: Header, salt: int) -> bool:
     """Return whether the body of a record with a valid header is complete."""
     end = position + header[3]
     if header[3] < HEADER_BYTES or end > len(data):
         return False
     if (header[5] > 0) != (header[1] == BATCH) or (header[1] == BATCH and not well_formed(header)):
         return False
-    return extend(salt, data[position + HEADER_BYTES : end]) == header[4]
+    return crc32c(memoryview(data)[position + HEADER_BYTES : end], salt) == header[4]
 
 
 def claimed_end(data: bytes, position: int, salt: int) -> int:
@@ -261,7 +261,7 @@ def claimed_end(data: bytes, position: int, salt: int) -> int:
 
 def broken_ranges(
     path: str,
-    data: bytes,
+    data: bytes | bytearray,
     base: int,
     end: int,
     salt: int,

@@ -1,18 +1,20 @@
 """Checking a whole log: every CRC of every record of every segment, and that offsets are contiguous.
 
 - Nothing is changed, and nothing after the durable end is read: a log can be checked while it is being written.
-- Files are read one at a time without memory maps, so that what the disk returns now is checked.
+- Files are read one at a time without memory maps, so that what the disk returns now is checked, and without filling
+  the page cache with what only the check needs.
 
 May touch: the Disk it is handed. Reads at the disk's speed: run it in a thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ister.storage.disk import Disk
 from ister.storage.index import SparseIndex
+from ister.storage.pacing import unpaced
 from ister.storage.record import BATCH, FOOTER, INDEX, Header, parse_header, salt_of
 from ister.storage.recovery import DamagedRange, broken_ranges
 from ister.storage.segment import (
@@ -49,11 +51,16 @@ class VerifyReport:
 
 
 def verify_log(
-    disk: Disk, folder: str, incarnation: bytes, *, durable_end: int | None = None
+    disk: Disk,
+    folder: str,
+    incarnation: bytes,
+    *,
+    durable_end: int | None = None,
+    rest: Callable[[], None] = unpaced,
 ) -> Iterator[VerifyProgress | VerifyReport]:
     """Check a log up to `durable_end`, or all of it if None; yields the progress, and last the report.
 
-    Segments that are trimmed meanwhile are left out. Raises OSError.
+    Segments that are trimmed meanwhile are left out. `rest` is called every 256 KiB or more often. Raises OSError.
     """
     bases = [base for name in disk.listdir(folder) if (base := base_of(name)) is not None]
     if durable_end is not None:
@@ -64,15 +71,18 @@ def verify_log(
     records = messages = 0
     start: int | None = None
     end, newest = 0, -1
+    yield VerifyProgress(0, len(bases), 0, total)
     for number, base in enumerate(bases):
         path = f"{folder}/{segment_name(base)}"
         following = bases[number + 1] if number + 1 < len(bases) else None
         try:
-            data = disk.read(path)
+            data = disk.read_once(path, rest)
         except FileNotFoundError:
             continue  # it was trimmed; a missing one in the middle is noticed at the segment before it
         start = base if start is None else start
-        one = _Segment(path, data, base, salt_of(incarnation, base), following, durable_end, incarnation)
+        one = _Segment(
+            path, data, base, salt_of(incarnation, base), following, durable_end, incarnation, rest
+        )
         found += one.check()
         records, messages, end = records + one.records, messages + one.messages, one.end
         newest = base
@@ -97,15 +107,17 @@ class _Segment:
     def __init__(
         self,
         path: str,
-        data: bytes,
+        data: bytes | bytearray,
         base: int,
         salt: int,
         following: int | None,
         durable_end: int | None,
         incarnation: bytes,
+        rest: Callable[[], None],
     ) -> None:
         self.path, self.data, self.base, self.salt = path, data, base, salt
         self.following, self.durable_end, self.incarnation = following, durable_end, incarnation
+        self._rest = rest
         self.records = self.messages = 0
         self.last = base  # after the last complete record
         self.end = base
@@ -114,7 +126,7 @@ class _Segment:
     def check(self) -> list[DamagedRange]:
         """Return the damage of the segment."""
         size = len(self.data)
-        self.footer = footer_at_end(self.data[max(0, size - FOOTER_BYTES) :], size, self.salt)
+        self.footer = footer_at_end(bytes(self.data[max(0, size - FOOTER_BYTES) :]), size, self.salt)
         sealed = self.following is not None or self.footer is not None
         limit = self.following
         if limit is None:
@@ -133,6 +145,7 @@ class _Segment:
         return found
 
     def _count(self, header: Header) -> None:
+        self._rest()
         if header[1] == BATCH:
             self.records += 1
             self.messages += header[5]
@@ -154,7 +167,8 @@ class _Segment:
         header = parse_header(self.data, position, self.salt) if position > 0 else None
         index = None
         if header is not None and header[1] == INDEX:
-            index = SparseIndex.decode(self.data[position : position + footer.index_bytes], header, self.salt)
+            record = bytes(self.data[position : position + footer.index_bytes])
+            index = SparseIndex.decode(record, header, self.salt)
         reason = "its index is not what was written"
         if index is not None:
             for offset, at in zip(index.offsets, index.positions, strict=True):

@@ -389,6 +389,7 @@ class Stage:
         context = SimpleNamespace(
             node=node,
             boot=boot,
+            folder="/run",
             zmq=SimpleNamespace(socket=lambda _kind: router),
             clock=self.clock,
             loop=self.loop,

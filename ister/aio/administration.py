@@ -65,14 +65,22 @@ class Administration(Waiting):
         return answer
 
     async def verify_topic(
-        self, topic: str, *, timeout: float | None = None, progress: Callable[[int, int], Any] | None = None
+        self,
+        topic: str,
+        *,
+        timeout: float | None = None,
+        progress: Callable[[int, int], Any] | None = None,
+        waiting: Callable[[], Any] | None = None,
     ) -> dict[str, Any]:
         """Have the broker check every byte of a topic's log; see `ister.Client.verify_topic`."""
         asked = {"topic": topic, "verification": 0}
         while True:
             answer = await self._ask(Request("topic.verify", dict(asked)), timeout)
             asked["verification"] = answer.get("verification", 0)
-            if progress is not None and "bytes_total" in answer:
+            if answer.get("waiting"):
+                if waiting is not None:
+                    waiting()
+            elif progress is not None and "bytes_total" in answer:
                 progress(answer["bytes"], answer["bytes_total"])
             if answer["done"]:
                 report: dict[str, Any] = answer["report"]

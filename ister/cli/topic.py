@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, cast
 
 import click
@@ -24,6 +24,8 @@ from ister.errors import UsageError
 from ister.requests import TopicOptions
 from ister.show import print_fields, print_json, print_table, progress
 from ister.words import counted
+
+WAITS_TOLD_AT: Final = 10  # questions, some two seconds
 
 _HELP_END = """\b
 Examples:
@@ -150,7 +152,9 @@ def verify(topic: str, endpoint: str, timeout: float, as_json: bool) -> None:
         progress(f"verifying {topic}", 100, unit="%") as show_done,
     ):
         report = client.verify_topic(
-            topic, progress=lambda done, total: show_done(100 * done // total if total else 100)
+            topic,
+            progress=lambda done, total: show_done(100 * done // total if total else 100),
+            waiting=_waits(topic),
         )
     if as_json:
         print_json(report)
@@ -275,6 +279,19 @@ def takeover(topic: str, yes: bool, endpoint: str, timeout: float, as_json: bool
         print(
             f"topic {topic} is this broker's now, and goes on from the store's end; lives in {taken['node']}"
         )
+
+
+def _waits(topic: str) -> Callable[[], None]:
+    """Return what tells, once, that a check waits for others; the first answers may come before it has begun."""
+    told = 0
+
+    def waits() -> None:
+        nonlocal told
+        told += 1
+        if told == WAITS_TOLD_AT:
+            print(f"topic {topic} waits: the broker is checking another log, one at a time", file=sys.stderr)
+
+    return waits
 
 
 def _durability(made: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from ister.errors import DiskFullError, LockedError
 from ister.storage.disk import LocalDisk
+from ister.storage.openfiles import READ_STEP_BYTES
 
 
 def test_a_folder_is_held_by_one_process_and_the_error_names_it(disk: LocalDisk, tmp_path: Path) -> None:
@@ -136,3 +137,54 @@ def test_exclusive_lets_one_thread_in_at_a_time(disk: LocalDisk, tmp_path: Path)
     for thread in threads:
         thread.join()
     assert most == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, (1 << 20) + 77])
+def test_a_file_is_read_once_in_steps(
+    disk: LocalDisk, tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of its bytes are there, in steps with a rest after each, also where the system knows no cached pages."""
+    contents = os.urandom(size)
+    path = tmp_path / "a"
+    path.write_bytes(contents)
+    rests: list[None] = []
+    assert disk.read_once(str(path), lambda: rests.append(None)) == contents
+    assert len(rests) == -(-size // READ_STEP_BYTES)
+    real = os.preadv
+
+    def no_flags(fd: int, buffers: Sequence[memoryview], position: int, flags: int = 0) -> int:
+        if flags:
+            raise OSError(errno.EOPNOTSUPP, "no such flag")
+        return real(fd, buffers, position)
+
+    monkeypatch.setattr(os, "preadv", no_flags)
+    assert disk.read_once(str(path), lambda: None) == contents
+    with pytest.raises(FileNotFoundError):
+        disk.read_once(str(tmp_path / "b"), lambda: None)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="no advice on this system")
+def test_a_file_that_is_read_once_leaves_the_cache_to_others(disk: LocalDisk, tmp_path: Path) -> None:
+    """Pages that were cached stay, and those that were not are dropped again."""
+    size = 1 << 20
+    for kept in (True, False):
+        path = tmp_path / f"{kept}"
+        path.write_bytes(bytes(size))
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+            if not kept:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if _cached(file.fileno()) != kept:
+                pytest.skip("the file system ignores the advice")
+            disk.read_once(str(path), lambda: None)
+            assert _cached(file.fileno()) == kept
+
+
+def _cached(fd: int) -> bool:
+    """Return whether the first bytes of a file are in the page cache."""
+    try:
+        return os.preadv(fd, [bytearray(4096)], 0, os.RWF_NOWAIT) == 4096
+    except BlockingIOError:
+        return False
+    except OSError:
+        pytest.skip("the file system cannot tell what is cached")
