@@ -39,7 +39,7 @@ final class Cbor {
   }
 
   /** Returns where the item at a place ends. */
-  private static int over(byte[] data, int at, int depth) {
+  static int over(byte[] data, int at, int depth) {
     if (at >= data.length) {
       throw IsterException.malformed("a CBOR value ends early");
     }
@@ -95,14 +95,6 @@ final class Cbor {
     return value.CanValueFitInInt64()
         ? value.AsInt64Value()
         : value.AsEIntegerValue().ToInt64Unchecked();
-  }
-
-  static CBORObject ofUint(long value) {
-    return value >= 0
-        ? CBORObject.FromObject(value)
-        : CBORObject.FromObject(
-            com.upokecenter.numbers.EInteger.FromInt64(value)
-                .And(com.upokecenter.numbers.EInteger.FromInt32(1).ShiftLeft(64).Subtract(1)));
   }
 
   /** A value as Java has it: numbers are Long, or Double, or BigInteger where they do not fit. */
@@ -168,10 +160,23 @@ final class Cbor {
   }
 
   static CBORObject text(String text) {
-    try {
-      return CBORObject.FromObject(text);
-    } catch (IllegalArgumentException refused) {
-      throw IsterException.invalid("this text is not valid Unicode (a lone surrogate)");
+    checkText(text);
+    return CBORObject.FromObject(text);
+  }
+
+  /** Refuses what no UTF-8 can say, and Java's encoder replaces in silence. */
+  static void checkText(String text) {
+    for (int i = 0; i < text.length(); i++) {
+      if (Character.isSurrogate(text.charAt(i))) {
+        boolean pair =
+            Character.isHighSurrogate(text.charAt(i))
+                && i + 1 < text.length()
+                && Character.isLowSurrogate(text.charAt(i + 1));
+        if (!pair) {
+          throw IsterException.invalid("this text is not valid Unicode (a lone surrogate)");
+        }
+        i++;
+      }
     }
   }
 

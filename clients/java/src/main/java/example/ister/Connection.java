@@ -34,6 +34,12 @@ final class Connection {
   private static final long HANDSHAKE_MIN = 250 * Session.MS;
 
   /**
+   * JeroMQ reads and writes as much at a time as the socket's buffers hold, and without a size for
+   * them 8 KiB: then a batch takes several calls of the system, each for what a copy costs.
+   */
+  private static final int BUFFER_BYTES = 256 << 10;
+
+  /**
    * JeroMQ starts the next try in 0 to 2 of these, also after a connection that was refused; with
    * -1, which should mean never, it tries again at once and without end. So long is never: the
    * socket is closed at the first sign of trouble.
@@ -222,6 +228,8 @@ final class Connection {
       socket.setLinger(0);
       socket.setSndHWM(0);
       socket.setRcvHWM(0);
+      socket.setReceiveBufferSize(BUFFER_BYTES);
+      socket.setSendBufferSize(BUFFER_BYTES);
       socket.setIPv6(true);
       socket.setReconnectIVL(NEVER_RECONNECT_MS);
       socket.setReconnectIVLMax(0);

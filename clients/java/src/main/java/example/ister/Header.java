@@ -2,32 +2,29 @@ package example.ister;
 
 import com.upokecenter.cbor.CBORObject;
 import com.upokecenter.cbor.CBORType;
-import java.util.Map;
 
 /**
  * A frame's header: numbers as longs without a sign, text, bytes, flags, lists of numbers, maps.
  */
 final class Header {
-  private enum Kind {
+  /** What the value of a key is. */
+  enum Kind {
     UINT,
     TEXT,
-    BYTES,
+    SECRET,
     BOOL,
     PAIRS,
     MAP,
     UINT_OR_UINTS,
-    UINT_OR_TEXT,
-    TEXT_MAP
+    UINT_OR_TEXT
   }
 
   private static final Kind[] KINDS = new Kind[Wire.KEYS];
   private static final int[][] REQUIRED = new int[Wire.EVENT + 1][];
-  private static final CBORObject[] NAMES = new CBORObject[Wire.KEYS];
 
   static {
     for (int key = 0; key < Wire.KEYS; key++) {
       KINDS[key] = Kind.UINT;
-      NAMES[key] = CBORObject.FromObject(key);
     }
     for (int key :
         new int[] {
@@ -52,9 +49,9 @@ final class Header {
     for (int key : new int[] {Wire.TIMESTAMPS, Wire.RANGES, Wire.RECEIPTS}) {
       KINDS[key] = Kind.PAIRS;
     }
-    KINDS[Wire.SESSION] = Kind.BYTES;
+    KINDS[Wire.SESSION] = Kind.SECRET;
     KINDS[Wire.LIMITS] = Kind.MAP;
-    KINDS[Wire.ARGUMENTS] = Kind.TEXT_MAP;
+    KINDS[Wire.ARGUMENTS] = Kind.MAP;
     KINDS[Wire.VERSION] = Kind.UINT_OR_UINTS;
     KINDS[Wire.START] = Kind.UINT_OR_TEXT;
 
@@ -96,13 +93,20 @@ final class Header {
     REQUIRED[type] = keys;
   }
 
-  private final Object[] values = new Object[Wire.KEYS];
+  static Kind kindOf(int key) {
+    return KINDS[key];
+  }
+
+  private final Object[] values;
 
   Header(int type) {
+    values = new Object[Wire.KEYS];
     values[Wire.TYPE] = (long) type;
   }
 
-  private Header() {}
+  private Header(Object[] values) {
+    this.values = values;
+  }
 
   // ---- writing
 
@@ -117,37 +121,13 @@ final class Header {
   }
 
   byte[] encode() {
-    CBORObject map = CBORObject.NewOrderedMap();
-    for (int key = 0; key < Wire.KEYS; key++) {
-      Object value = values[key];
-      if (value != null) {
-        map.set(NAMES[key], cbor(value));
-      }
-    }
-    byte[] data = Cbor.encode(map);
+    byte[] data = HeaderCodec.encode(values);
     if (data.length > Wire.HEADER_BYTES_MAX) {
       throw IsterException.invalid(
           "a header of %d bytes is over the protocol's %d: shorten names or options"
               .formatted(data.length, Wire.HEADER_BYTES_MAX));
     }
     return data;
-  }
-
-  private static CBORObject cbor(Object value) {
-    if (value instanceof Long number) {
-      return Cbor.ofUint(number);
-    } else if (value instanceof long[] numbers) {
-      CBORObject list = CBORObject.NewArray();
-      for (long number : numbers) {
-        list.Add(Cbor.ofUint(number));
-      }
-      return list;
-    } else if (value instanceof byte[] bytes) {
-      return CBORObject.FromObject(bytes);
-    } else if (value instanceof CBORObject ready) {
-      return ready;
-    }
-    return Cbor.of(value);
   }
 
   // ---- reading
@@ -157,24 +137,7 @@ final class Header {
    * unknown-operation}.
    */
   static Header decode(byte[] frame) {
-    if (frame.length == 0 || frame.length > Wire.HEADER_BYTES_MAX) {
-      throw IsterException.malformed(
-          "a header has 1 to %d bytes, not %d".formatted(Wire.HEADER_BYTES_MAX, frame.length));
-    }
-    if ((frame[0] & 0xff) >> 5 != 5) {
-      throw IsterException.malformed("a header is a map");
-    }
-    CBORObject map = Cbor.decode(frame, Cbor.HEADER_DEPTH);
-    Header header = new Header();
-    for (Map.Entry<CBORObject, CBORObject> entry : map.getEntries()) {
-      if (!Cbor.isUint(entry.getKey())) {
-        throw IsterException.malformed("the keys of a header are unsigned integers");
-      }
-      long key = Cbor.uint(entry.getKey());
-      if (key >= 0 && key < Wire.KEYS) {
-        header.values[(int) key] = known((int) key, entry.getValue());
-      }
-    }
+    Header header = new Header(HeaderCodec.decode(frame));
     if (header.values[Wire.TYPE] == null) {
       throw IsterException.malformed("a header has no type");
     }
@@ -188,81 +151,11 @@ final class Header {
         throw IsterException.malformed("a frame of type %d lacks key %d".formatted(type, key));
       }
     }
+    if (header.values[Wire.ARGUMENTS] instanceof CBORObject arguments
+        && !arguments.getKeys().stream().allMatch(key -> key.getType() == CBORType.TextString)) {
+      throw HeaderCodec.wrongKind(Wire.ARGUMENTS);
+    }
     return header;
-  }
-
-  private static Object known(int key, CBORObject value) {
-    Kind kind = KINDS[key];
-    CBORType type = value.getType();
-    switch (kind) {
-      case UINT:
-        if (Cbor.isUint(value)) {
-          return Cbor.uint(value);
-        }
-        break;
-      case TEXT:
-        if (type == CBORType.TextString) {
-          return value.AsString();
-        }
-        break;
-      case BYTES:
-        if (type == CBORType.ByteString && value.GetByteString().length == 16) {
-          return value.GetByteString();
-        }
-        break;
-      case BOOL:
-        if (type == CBORType.Boolean) {
-          return value.AsBoolean();
-        }
-        break;
-      case PAIRS:
-        if (type == CBORType.Array && value.size() % 2 == 0) {
-          return numbers(key, value);
-        }
-        break;
-      case MAP:
-        if (type == CBORType.Map) {
-          return value;
-        }
-        break;
-      case TEXT_MAP:
-        if (type == CBORType.Map
-            && value.getKeys().stream().allMatch(k -> k.getType() == CBORType.TextString)) {
-          return value;
-        }
-        break;
-      case UINT_OR_UINTS:
-        if (Cbor.isUint(value)) {
-          return Cbor.uint(value);
-        } else if (type == CBORType.Array) {
-          return numbers(key, value);
-        }
-        break;
-      case UINT_OR_TEXT:
-        if (Cbor.isUint(value)) {
-          return Cbor.uint(value);
-        } else if (type == CBORType.TextString) {
-          return value.AsString();
-        }
-        break;
-    }
-    throw wrongKind(key);
-  }
-
-  private static long[] numbers(int key, CBORObject list) {
-    long[] found = new long[list.size()];
-    int at = 0;
-    for (CBORObject each : list.getValues()) {
-      if (!Cbor.isUint(each)) {
-        throw wrongKind(key);
-      }
-      found[at++] = Cbor.uint(each);
-    }
-    return found;
-  }
-
-  private static IsterException wrongKind(int key) {
-    return IsterException.malformed("key %d of a frame has a value of another kind".formatted(key));
   }
 
   int type() {

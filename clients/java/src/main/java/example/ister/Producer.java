@@ -112,13 +112,12 @@ public final class Producer implements AutoCloseable {
   private Receipt send(
       byte[] payload, byte[] key, byte[] attributes, long deliverAtMs, Duration most)
       throws InterruptedException {
-    long size = sizeOf(payload, key, attributes, deliverAtMs);
     client.lock();
     try {
       check();
-      fits(payload.length, size, 1, deliverAtMs);
-      if (publication.hasRoomFor(size)) {
-        return take(payload, key, attributes, deliverAtMs, size);
+      fits(payload, key, attributes, deliverAtMs);
+      if (publication.hasRoomFor(payload, key, attributes, deliverAtMs)) {
+        return take(payload, key, attributes, deliverAtMs);
       }
       wake();
     } finally {
@@ -130,25 +129,18 @@ public final class Producer implements AutoCloseable {
         this::windowIsFull,
         now -> {
           check();
-          fits(payload.length, size, 1, deliverAtMs);
-          return publication.hasRoomFor(size)
-              ? take(payload, key, attributes, deliverAtMs, size)
+          fits(payload, key, attributes, deliverAtMs);
+          return publication.hasRoomFor(payload, key, attributes, deliverAtMs)
+              ? take(payload, key, attributes, deliverAtMs)
               : null;
         });
   }
 
-  private static long sizeOf(byte[] payload, byte[] key, byte[] attributes, long deliverAtMs) {
-    return Batch.sizeOf(
-        payload.length,
-        key == null ? 0 : key.length,
-        attributes == null ? 0 : attributes.length,
-        deliverAtMs);
-  }
-
-  private Receipt take(byte[] payload, byte[] key, byte[] attributes, long deliverAtMs, long size) {
+  private Receipt take(byte[] payload, byte[] key, byte[] attributes, long deliverAtMs) {
     boolean gathered = publication.gathers();
     int flying = publication.inFlight();
-    Receipt receipt = publication.take(payload, key, attributes, deliverAtMs, size, client.now());
+    long now = gathered ? 0 : client.now(); // it counts for the first that lingers
+    Receipt receipt = publication.take(payload, key, attributes, deliverAtMs, now);
     if (!gathered || publication.inFlight() != flying) {
       wake(); // sent, or the first that lingers: the others are waited for already
     }
@@ -158,15 +150,15 @@ public final class Producer implements AutoCloseable {
   private Receipt sendNumbered(OutgoingMessage message, long sequence, Duration most)
       throws InterruptedException {
     byte[] payload = message.payloadBytes();
-    long size =
-        sizeOf(payload, message.keyBytes(), message.packedAttributes(), message.deliverAtMs());
+    byte[] key = message.keyBytes();
+    byte[] attributes = message.packedAttributes();
     return client.until(
         changed,
         most,
         this::windowIsFull,
         now -> {
           check();
-          fits(payload.length, size, 1, message.deliverAtMs());
+          fits(payload, key, attributes, message.deliverAtMs());
           if (sequence < publication.next()) {
             return publication.before(sequence);
           } else if (sequence > publication.next()) {
@@ -177,13 +169,8 @@ public final class Producer implements AutoCloseable {
             }
             publication.skipTo(sequence);
           }
-          return publication.hasRoomFor(size)
-              ? take(
-                  payload,
-                  message.keyBytes(),
-                  message.packedAttributes(),
-                  message.deliverAtMs(),
-                  size)
+          return publication.hasRoomFor(payload, key, attributes, message.deliverAtMs())
+              ? take(payload, key, attributes, message.deliverAtMs())
               : null;
         });
   }
@@ -204,7 +191,7 @@ public final class Producer implements AutoCloseable {
       latest = Math.max(latest, message.deliverAtMs());
       batch.add(message);
     }
-    return sendBatch(batch, largest, latest, most);
+    return sendBatch(batch.count(), batch.columns(), batch.body(false), largest, latest, most);
   }
 
   /** Sends messages that are payloads alone at once: one receipt, consecutive offsets. */
@@ -214,21 +201,30 @@ public final class Producer implements AutoCloseable {
 
   /** The same with a time-out of its own. */
   public Receipt sendPayloads(List<byte[]> payloads, Duration most) throws InterruptedException {
-    Batch batch = new Batch();
     int largest = 0;
+    long bytes = 0;
     for (byte[] payload : payloads) {
       largest = Math.max(largest, payload.length);
-      batch.add(payload, null, null, 0);
+      bytes += payload.length;
     }
-    return sendBatch(batch, largest, 0, most);
+    long size = bytes + 4L * payloads.size();
+    client.lock();
+    try {
+      check();
+      fits(largest, size, payloads.size(), 0);
+    } finally {
+      client.unlock();
+    }
+    byte[][] body = Batch.body(payloads, payloads.size(), (int) bytes);
+    return sendBatch(payloads.size(), 0, body, largest, 0, most);
   }
 
-  private Receipt sendBatch(Batch batch, int largest, long latest, Duration most)
+  private Receipt sendBatch(
+      int count, int columns, byte[][] body, int largest, long latest, Duration most)
       throws InterruptedException {
-    if (batch.count() == 0) {
+    if (count == 0) {
       throw IsterException.invalid("a batch holds at least one message");
     }
-    byte[][] body = batch.body(false);
     long size = Batch.sizeOf(body);
     return client.until(
         changed,
@@ -236,8 +232,8 @@ public final class Producer implements AutoCloseable {
         this::windowIsFull,
         now -> {
           check();
-          fits(largest, size, batch.count(), latest);
-          Receipt receipt = publication.takeBatch(batch.count(), batch.columns(), body);
+          fits(largest, size, count, latest);
+          Receipt receipt = publication.takeBatch(count, columns, body);
           wake();
           return receipt;
         });
@@ -254,6 +250,13 @@ public final class Producer implements AutoCloseable {
     } else if (publication.phase() == Publication.Phase.CLOSING) {
       throw new IsterException.Closed("the producer for topic " + topic());
     }
+  }
+
+  private void fits(byte[] payload, byte[] key, byte[] attributes, long deliverAtMs) {
+    int keyBytes = key == null ? 0 : key.length;
+    int attributeBytes = attributes == null ? 0 : attributes.length;
+    long size = Batch.sizeOf(payload.length, keyBytes, attributeBytes, deliverAtMs);
+    fits(payload.length, size, 1, deliverAtMs);
   }
 
   /** Compares with the limits: the worker would close the connection without a word. */

@@ -1,6 +1,7 @@
 package example.ister;
 
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 
 /**
@@ -28,10 +29,10 @@ final class Publication implements Handle {
     final int columns;
     final byte[][] body;
     final long size;
-    final List<Receipt> receipts;
+    final Receipt[] receipts;
     IsterException refused;
 
-    Shipment(long sequence, int count, int columns, byte[][] body, List<Receipt> receipts) {
+    Shipment(long sequence, int count, int columns, byte[][] body, Receipt[] receipts) {
       this.sequence = sequence;
       this.count = count;
       this.columns = columns;
@@ -43,6 +44,11 @@ final class Publication implements Handle {
 
   private static final String UNKNOWN_HANDLE = "unknown-handle";
   private static final int REFUSED_KEPT = 1000;
+
+  /** So many batches without a receipt show that the broker is behind. */
+  private static final int BEHIND = 4;
+
+  private static final int LARGE = 4; // times as much gathers then
 
   private final long number;
   private final String topic;
@@ -68,9 +74,12 @@ final class Publication implements Handle {
   private long bytes;
   private int sent;
 
-  private Batch gathered = new Batch();
-  private List<Receipt> receipts = new ArrayList<>();
+  private final Batch gathered = new Batch();
+  private Receipt[] receipts = new Receipt[16]; // of what is gathered
   private long gatheredBytes;
+  private long gatheredWith; // with the message that is looked at
+  private long batchMost; // batchBytes, within the limits
+  private long largeMost; // the same while the broker is behind
   private long gatheredSince;
 
   private long due;
@@ -194,6 +203,9 @@ final class Publication implements Handle {
           window = Math.min(window, ownWindow);
         }
         inFlight = Math.max(1, limits.batchesInFlightMax());
+        long most = Math.min(window, limits.batchBytesMax());
+        batchMost = Math.min(batchBytes, most);
+        largeMost = Math.min(Math.min(LARGE * batchBytes, window / LARGE), most);
         reliable = !header.text(Wire.STRATEGY).equals("non-reliable");
         if (!opened) {
           opened = true;
@@ -226,11 +238,10 @@ final class Publication implements Handle {
     phase = Phase.CLOSED;
     error = reason;
     List<Receipt> all = new ArrayList<>();
-    shipments.forEach(shipment -> all.addAll(shipment.receipts));
-    all.addAll(receipts);
+    shipments.forEach(shipment -> all.addAll(Arrays.asList(shipment.receipts)));
+    all.addAll(Arrays.asList(receipts).subList(0, gathered.count()));
     shipments.clear();
-    gathered = new Batch();
-    receipts = new ArrayList<>();
+    gathered.clear();
     bytes = 0;
     gatheredBytes = 0;
     if (!all.isEmpty()) {
@@ -309,7 +320,7 @@ final class Publication implements Handle {
       Shipment shipment = shipments.get(i);
       if (shipment.sequence == sequence) {
         remove(i);
-        List<Receipt> told = shipment.receipts;
+        Receipt[] told = shipment.receipts;
         later(
             () -> {
               for (Receipt receipt : told) {
@@ -358,9 +369,10 @@ final class Publication implements Handle {
       Shipment shipment = shipments.get(0);
       remove(0);
       if (refused.size() < REFUSED_KEPT) {
-        refused.addAll(shipment.receipts);
+        refused.addAll(Arrays.asList(shipment.receipts));
       }
-      later(() -> shipment.receipts.forEach(receipt -> receipt.refuse(shipment.refused)));
+      IsterException reason = shipment.refused;
+      later(() -> Arrays.asList(shipment.receipts).forEach(receipt -> receipt.refuse(reason)));
       open(); // behind it; what follows is sent again
     }
     if (gathered.count() > 0 && shipments.isEmpty()) {
@@ -378,34 +390,45 @@ final class Publication implements Handle {
     return (bytes == 0 || bytes + size <= window) && shipments.size() < inFlight;
   }
 
+  /**
+   * How many bytes gather. While the broker is behind, more: fewer and larger batches cost both
+   * sides less, and nobody waits longer for it.
+   */
   private long batchLimit() {
-    return Math.min(Math.min(batchBytes, window), limits == null ? window : limits.batchBytesMax());
+    return shipments.size() < BEHIND ? batchMost : Math.max(batchMost, largeMost);
   }
 
-  /** Whether a message of this size can be taken now; seals what was gathered where it must. */
-  boolean hasRoomFor(long messageBytes) {
-    long size = messageBytes + Batch.COLUMNS_MAX;
-    if (gathered.count() > 0 && gatheredBytes + size > batchLimit() && !seal()) {
+  /**
+   * Whether a message can be taken now; keys and attributes may be null. Seals what was gathered
+   * where it must.
+   */
+  boolean hasRoomFor(byte[] payload, byte[] key, byte[] attributes, long deliverAtMs) {
+    int keyBytes = key == null ? 0 : key.length;
+    int attributeBytes = attributes == null ? 0 : attributes.length;
+    gatheredWith = gathered.sizeWith(payload.length, keyBytes, attributeBytes, deliverAtMs);
+    if (gathered.count() == 0) {
+      return bytes == 0 || gatheredWith <= batchLimit() || hasRoom(gatheredWith);
+    } else if (gatheredWith <= batchLimit()) {
+      return true;
+    } else if (!seal()) {
       return false;
     }
-    return gathered.count() > 0 || bytes == 0 || hasRoom(size) || size <= batchLimit();
+    gatheredWith = gathered.sizeWith(payload.length, keyBytes, attributeBytes, deliverAtMs);
+    return gatheredWith <= batchLimit() || hasRoom(gatheredWith);
   }
 
-  /** Adds a message to what is gathered; {@link #hasRoomFor} was true. */
-  Receipt take(
-      byte[] payload,
-      byte[] key,
-      byte[] attributes,
-      long deliverAtMs,
-      long messageBytes,
-      long now) {
-    if (gathered.count() == 0) {
+  /** Adds a message to what is gathered; {@link #hasRoomFor} was true, just now. */
+  Receipt take(byte[] payload, byte[] key, byte[] attributes, long deliverAtMs, long now) {
+    int index = gathered.count();
+    if (index == 0) {
       gatheredSince = now;
+    } else if (index == receipts.length) {
+      receipts = Arrays.copyOf(receipts, 2 * index);
     }
-    Receipt receipt = new Receipt(gathered.count(), 1);
+    Receipt receipt = new Receipt(index, 1);
     gathered.add(payload, key, attributes, deliverAtMs);
-    receipts.add(receipt);
-    gatheredBytes += messageBytes + Batch.COLUMNS_MAX;
+    receipts[index] = receipt;
+    gatheredBytes = gatheredWith;
     next++;
     if (shipments.isEmpty() || gatheredBytes >= batchLimit()) {
       seal();
@@ -419,7 +442,7 @@ final class Publication implements Handle {
       return null;
     }
     Receipt receipt = new Receipt(0, count);
-    enqueue(count, columns, body, List.of(receipt), next);
+    enqueue(count, columns, body, new Receipt[] {receipt}, next);
     next += count;
     return receipt;
   }
@@ -432,14 +455,15 @@ final class Publication implements Handle {
     } else if (!hasRoom(gatheredBytes)) {
       return false;
     }
-    enqueue(count, gathered.columns(), gathered.body(true), receipts, next - count);
-    gathered = new Batch();
-    receipts = new ArrayList<>();
+    Receipt[] told = Arrays.copyOf(receipts, count);
+    Arrays.fill(receipts, 0, count, null);
+    enqueue(count, gathered.columns(), gathered.body(true), told, next - count);
+    gathered.clear();
     gatheredBytes = 0;
     return true;
   }
 
-  private void enqueue(int count, int columns, byte[][] body, List<Receipt> told, long sequence) {
+  private void enqueue(int count, int columns, byte[][] body, Receipt[] told, long sequence) {
     Shipment shipment = new Shipment(sequence, count, columns, body, told);
     shipments.add(shipment);
     bytes += shipment.size;
@@ -476,13 +500,13 @@ final class Publication implements Handle {
   Receipt before(long sequence) {
     for (Shipment shipment : shipments) {
       if (shipment.sequence <= sequence && sequence < shipment.sequence + shipment.count) {
-        return shipment.receipts.get(
-            Math.min(shipment.receipts.size() - 1, (int) (sequence - shipment.sequence)));
+        int index = (int) (sequence - shipment.sequence);
+        return shipment.receipts[Math.min(shipment.receipts.length - 1, index)];
       }
     }
     long first = next - gathered.count();
     if (sequence >= first) {
-      return receipts.get((int) (sequence - first));
+      return receipts[(int) (sequence - first)];
     }
     Receipt known = new Receipt(0, 1);
     known.resolve(topic, Wire.OFFSET_UNKNOWN);

@@ -73,7 +73,8 @@ final class Wire {
   static final int TAKEN = 38;
   static final int SINGLY = 39;
   static final int INSTANCE = 40;
-  static final int KEYS = 41; // how many there are
+  static final int SOUGHT = 41;
+  static final int KEYS = 42; // how many there are
 
   // columns
   static final int KEY_COLUMN = 1;
@@ -81,6 +82,7 @@ final class Wire {
   static final int TIME_COLUMN = 4;
 
   static final int HEADER_BYTES_MAX = 8192;
+  static final int SECRET_BYTES = 16;
   static final int RANGES_MAX = 400;
   static final int REASON_CHARACTERS_MAX = 200;
   static final int PROTOCOL_VERSION = 1;

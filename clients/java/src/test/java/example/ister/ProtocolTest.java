@@ -54,9 +54,8 @@ class ProtocolTest {
     Publication producer = talk.producer();
     talk.openedProducer(0, 100);
     int taken = 0;
-    long size = Batch.sizeOf(30, 0, 0, 0);
-    while (taken < 100 && producer.hasRoomFor(size)) {
-      producer.take(new byte[30], null, null, 0, size, talk.now);
+    while (taken < 100 && producer.hasRoomFor(new byte[30], null, null, 0)) {
+      producer.take(new byte[30], null, null, 0, talk.now);
       producer.seal();
       taken++;
       assertTrue(producer.unanswered() <= 100 && producer.inFlight() <= 2);

@@ -110,9 +110,8 @@ final class Talk implements Session.Listener {
 
   Receipt send(Publication publication, String payload) {
     byte[] bytes = payload.getBytes(StandardCharsets.UTF_8);
-    long size = Batch.sizeOf(bytes.length, 0, 0, 0);
-    assertTrue(publication.hasRoomFor(size), payload);
-    return publication.take(bytes, null, null, 0, size, now);
+    assertTrue(publication.hasRoomFor(bytes, null, null, 0), payload);
+    return publication.take(bytes, null, null, 0, now);
   }
 
   List<Long> published() {
