@@ -2105,6 +2105,8 @@ struct attachment {
     event_list events;
 
     uint64_t epoch; /* messages of an earlier one are not acknowledged any more */
+    bool has_origin;
+    uint8_t origin[SESSION_BYTES]; /* the session that knows what was delivered */
     delivery *queue, **last_queued;
     bool handed_out;  /* reached counts */
     uint64_t reached; /* a reader's first offset that was not handed out */
@@ -2357,6 +2359,8 @@ static bool consumer_opened(attachment *a, const header *in, us now, ister_error
         a->h.failures = a->h.moves = 0;
         a->h.trouble.result = ISTER_OK;
         a->position = number_of(in, K_OFFSET);
+        a->has_origin = true;
+        memcpy(a->origin, s->secret, SESSION_BYTES);
         if (a->is_reader && !a->handed_out) { /* to go on from here, whatever comes meanwhile */
             a->handed_out = true;
             a->reached = a->position;
@@ -2612,7 +2616,8 @@ static void handle_ready(handle *h, session *s, bool resumed, us now) {
     h->session = s;
     if (h->kind == A_CONSUMER) {
         attachment *a = (attachment *)h;
-        if (!resumed)
+        /* another session knows nothing of it, be it resumed or not: its DONE would confirm nothing */
+        if (!resumed || !a->has_origin || memcmp(a->origin, s->secret, SESSION_BYTES) != 0)
             forget(a);
         else if (h->phase == H_IDLE && h->opened)
             repeat_acks(a); /* so that they are not delivered again */

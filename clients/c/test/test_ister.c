@@ -398,6 +398,30 @@ static void another_instance_is_not_acknowledged(void) {
     free_talk(t);
 }
 
+/* A consumer may be taken to another session, which may be a resumed one: at its worker nobody knows these deliveries,
+   and DONE would confirm what was never written. */
+static void another_session_is_told_no_acknowledgments(void) {
+    talk *t = new_talk(), *other = new_talk();
+    ister_error why;
+    say_lost(&why, "it does not come back");
+    welcome(t, false);
+    welcome(other, true);
+    other->s.secret[0]++;
+    attachment *a = new_attachment(t, 10);
+    open_it(t, OPEN_CONSUMER, 0, 0);
+    deliver(t, 0, 2);
+    take_and_free(t, a, 2, true);
+    flush_acks(a, false);
+    handle_lost(&a->h, &why);
+    detach(&a->h);
+    attach(&other->s, &a->h, other->now);
+    open_it(other, OPEN_CONSUMER, 0, 0);
+    CHECK(a->h.phase == H_OPEN && settled(a) && a->forgotten && !said(other, ACK));
+    free_attachment(a);
+    free_talk(t);
+    free_talk(other);
+}
+
 static void many_ranges_are_split(void) {
     talk *t = new_talk();
     span *items = allocate(1001 * sizeof *items);
@@ -669,6 +693,7 @@ int main(void) {
     RUN(acknowledgments_are_repeated_in_a_resumed_session_alone);
     RUN(an_acknowledgment_made_while_another_is_confirmed_is_not_lost);
     RUN(another_instance_is_not_acknowledged);
+    RUN(another_session_is_told_no_acknowledgments);
     RUN(many_ranges_are_split);
     RUN(a_handle_closed_without_a_connection_is_closed_in_the_resumed_session);
     RUN(a_reader_that_handed_out_nothing_goes_on_where_it_began);
