@@ -1014,6 +1014,7 @@ typedef struct {
 /* One DELIVER, cut into messages: one reference of the queue, and one of each message that was handed out. */
 struct delivery {
     atomic_int references;
+    bool singly; /* its messages are handed out one by one */
     parcel *parcel;
     char *topic;
     size_t count, at;
@@ -1176,7 +1177,7 @@ struct handle {
     handle *next;
 };
 
-typedef enum { ANSWER_OPEN, ANSWER_CLOSE, ANSWER_CONFIRM, ANSWER_NOBODY } answer_kind;
+typedef enum { ANSWER_OPEN, ANSWER_CLOSE, ANSWER_CONFIRM, ANSWER_LEAVE, ANSWER_NOBODY } answer_kind;
 
 typedef struct {
     uint64_t ref;
@@ -2050,7 +2051,9 @@ static void drop_publication(publication *p) {
 /* Invariants
  * - the broker is never given more credit than the window: what was delivered and not taken, and what may still come
  * - what was delivered before the broker forgot about it, or moved the subscription, is never acknowledged
- * - acknowledgments stay here until a DONE covers them, and are sent again over a resumed session */
+ * - acknowledgments stay here until a DONE covers them, and are sent again over a resumed session
+ * - a message goes to the program after the broker was told so (TAKEN, 9.6); one that was delivered SINGLY, after the
+ *   broker has answered that it knows */
 
 #define ACK_DELAY (3 * MS)
 #define CONFIRM_RANGES 1000 /* unconfirmed ranges, beyond which the broker is asked what is written */
@@ -2058,6 +2061,13 @@ static void drop_publication(publication *p) {
 #define WINDOW_MOST 16384
 #define PACE_AIM (500 * MS) /* as much as the program works off in that time is kept ready */
 #define CREDIT_BYTES ((uint64_t)8 << 20)
+/* As much work is reported as taken at a time: a fast program costs one report for thousands of messages, and one that
+   takes longer over a message has that one alone in hand. */
+#define AT_ONCE (4 * MS)
+#define AT_ONCE_MOST 16384
+#define AT_ONCE_GROWTH 4
+#define ACK_AT_ONCE 64 /* a program that takes no more at a time has its acknowledgments sent before the next report   \
+                        */
 
 typedef struct {
     uint64_t first, end;
@@ -2113,6 +2123,19 @@ struct attachment {
     uint64_t sought;
     uint64_t window, used, used_bytes; /* messages and bytes taken since credit was given back */
     us used_since;
+    bool recalled; /* all credit is void until the program asks for something */
+
+    /* what the broker is told of what the program takes, in messages since OPENED */
+    bool tells;
+    uint64_t came, handed, told; /* told: so many may be the program's */
+    size_t singly;               /* deliveries in the queue that are handed out one by one */
+    uint64_t asking;             /* the REF of the question whether the next one may be handed out; 0: none */
+    bool leave;                  /* it may */
+    bool after_singly;           /* the last one was handed out alone, and what became of it may not be known yet */
+    uint64_t at_once;            /* how many messages are a moment's work */
+    uint64_t handed_last;
+    us handed_since; /* since when the program has been busy with those; 0: it is not */
+    double fits;     /* how many would have taken a moment, at the pace of those before */
 
     spans pending, unconfirmed; /* acknowledgments that are not sent yet; and that are not known to be written */
     bool has_until, confirming, confirms_until;
@@ -2137,6 +2160,7 @@ static void set_up_attachment(attachment *a, uint64_t number, const char *topic,
     a->is_reader = strcmp(type, "reader") == 0;
     a->instance = copy_text("");
     a->last_queued = &a->queue;
+    a->at_once = 1;
 }
 
 static void drop_queue(attachment *a) {
@@ -2146,6 +2170,19 @@ static void drop_queue(attachment *a) {
         release_delivery(old);
     }
     a->last_queued = &a->queue;
+    a->singly = 0;
+    a->asking = 0;
+    a->leave = false;
+}
+
+/* Drops what was not handed out, which the broker has taken back; its credit is free. */
+static void drop_waiting(attachment *a) {
+    for (delivery *each = a->queue; each; each = each->next) {
+        a->used += each->count - each->at;
+        a->used_bytes += each->bytes;
+    }
+    drop_queue(a);
+    a->handed = a->came; /* what follows is counted behind it */
 }
 
 static bool settled(const attachment *a) { return !a->pending.count && !a->unconfirmed.count && !a->has_until; }
@@ -2180,6 +2217,8 @@ static void open_consumer(attachment *a) {
     a->h.phase = H_OPENING;
     drop_queue(a);
     a->used = a->used_bytes = 0;
+    a->came = a->handed = a->told = 0;
+    a->tells = a->recalled = a->after_singly = false;
     a->h.open_ref = expect(s, ANSWER_OPEN, &a->h);
     writer w = begin_header(&s->out, OPEN_CONSUMER);
     with_number(&w, K_REF, a->h.open_ref);
@@ -2190,6 +2229,7 @@ static void open_consumer(attachment *a) {
     with_number(&w, K_MESSAGES, a->window);
     with_number(&w, K_BYTES, CREDIT_BYTES);
     with_flag(&w, K_SPARSE, true);
+    with_number(&w, K_TAKEN, 0);
     with_text(&w, K_INSTANCE, a->instance);
     with_number(&w, K_SOUGHT, 0);
     ister_place start = a->start;
@@ -2285,7 +2325,7 @@ static void on_confirmed(attachment *a, uint64_t ref, const header *in) {
     if (number_of(in, K_TYPE) == ERROR_FRAME) {
         ister_error said;
         error_of(in, &said);
-        if (!has_code(&said, "closed")) {
+        if (!has_code(&said, "closed") && !has_code(&said, "not-active")) {
             a->complaint = said;
             a->has_complaint = true;
         }
@@ -2366,6 +2406,7 @@ static bool consumer_opened(attachment *a, const header *in, us now, ister_error
             a->reached = a->position;
         }
         a->sought = number_of(in, K_SOUGHT);
+        a->tells = has(in, K_TAKEN);
         a->used_since = now;
         a->confirming = false;
         repeat_acks(a); /* a broker that had not finished an earlier open ignored them before */
@@ -2378,15 +2419,21 @@ static bool consumer_opened(attachment *a, const header *in, us now, ister_error
     }
 }
 
-static void give_back(attachment *a, bool always) {
+/* Gives credit back, and says how many messages the program may have taken (0: nothing); with a REF, DONE is asked for.
+ */
+static void say_credit(attachment *a, bool back, uint64_t taken, uint64_t ref) {
     session *s = a->h.session;
-    if (a->h.phase != H_OPEN || !s || (!a->used && !a->used_bytes && !always)) return;
+    uint64_t messages = back ? a->used : 0, size = back ? a->used_bytes : 0;
+    if (a->h.phase != H_OPEN || !s || (!messages && !size && !taken)) return;
     writer w = begin_header(&s->out, CREDIT);
     with_number(&w, K_HANDLE, a->h.number);
-    with_number(&w, K_MESSAGES, a->used);
-    with_number(&w, K_BYTES, a->used_bytes);
+    with_number(&w, K_MESSAGES, messages);
+    with_number(&w, K_BYTES, size);
+    if (taken) with_number(&w, K_TAKEN, taken);
+    if (ref) with_number(&w, K_REF, ref);
     emit(s, &w, NULL);
-    a->used = a->used_bytes = 0;
+    a->used -= messages;
+    a->used_bytes -= size;
 }
 
 static void grow(attachment *a) {
@@ -2403,14 +2450,15 @@ static void grow(attachment *a) {
 static void starve(attachment *a, us now) {
     if (!a->used) return;
     if (!a->fixed && a->used >= a->window / 2 && now - a->used_since < PACE_AIM) grow(a);
-    give_back(a, false);
+    say_credit(a, true, 0, 0);
     a->used_since = now;
 }
 
-/* Gives credit back when half of it is used, and follows the program: as much as it works off in a moment. */
-static void pace(attachment *a, us now) {
+/* Says whether credit is to be given back, which is when half of it is used, and follows the program: as much as it
+   works off in a moment. */
+static bool pace(attachment *a, us now) {
     bool half = a->used >= (a->window + 1) / 2;
-    if (!half && a->used_bytes < CREDIT_BYTES / 2) return;
+    if (!half && a->used_bytes < CREDIT_BYTES / 2) return false;
     if (!a->fixed && half) {
         us took = now - a->used_since;
         if (took < PACE_AIM / 4) {
@@ -2421,31 +2469,98 @@ static void pace(attachment *a, us now) {
             a->window = less;
         }
     }
-    give_back(a, false);
     a->used_since = now;
+    return true;
+}
+
+/* The program asks for more: it is done with what it had. Says how many messages are a moment's work for it; a single
+   pause of the machine does not count. */
+static void asked(attachment *a, us now) {
+    if (a->recalled) {
+        a->recalled = false;
+        say_credit(a, true, 0, 0);
+    }
+    if (!a->handed_since) return;
+    us took = now - a->handed_since > 1 ? now - a->handed_since : 1;
+    double before = a->fits;
+    a->handed_since = 0;
+    a->fits = (double)a->handed_last * (double)AT_ONCE / (double)took;
+    if (a->fits >= (double)a->at_once) {
+        uint64_t most = smaller(AT_ONCE_GROWTH * a->at_once, AT_ONCE_MOST);
+        a->at_once = a->fits < (double)most ? (uint64_t)a->fits : most;
+    } else if (before < (double)a->at_once) {
+        a->at_once = larger(1, (uint64_t)a->fits);
+    }
+}
+
+/* Says whether the broker knows that the program gets the next message, which may be its end; if not, asks. */
+static bool may_have_one(attachment *a) {
+    if (a->leave) {
+        a->leave = false;
+        return true;
+    }
+    if (!a->asking && a->h.phase == H_OPEN && a->h.session) {
+        flush_acks(a, false);
+        a->asking = expect(a->h.session, ANSWER_LEAVE, &a->h);
+        say_credit(a, true, a->handed + 1, a->asking);
+    }
+    return false;
+}
+
+static void on_leave(attachment *a, uint64_t ref, const header *in) {
+    if (!ref || a->asking != ref) return;
+    a->asking = 0;
+    if (number_of(in, K_TYPE) == DONE) {
+        a->leave = true;
+        a->told = larger(a->told, a->handed + 1);
+    }
+    pthread_cond_broadcast(&a->h.changed);
+}
+
+/* So many messages go to the program: the broker is told first, and gets credit back with it. */
+static void hand_over(attachment *a, uint64_t count, bool singly, us now) {
+    a->used += count;
+    a->handed += count;
+    a->handed_last = count;
+    a->handed_since = now;
+    bool due = pace(a, now);
+    if (a->tells && a->handed > a->told) {
+        a->told = singly ? a->handed : larger(a->handed, a->handed - count + a->at_once);
+        if (a->at_once <= ACK_AT_ONCE) flush_acks(a, false); /* what is done is not in its hands any more */
+        say_credit(a, due, a->told, 0);
+    } else if (due) {
+        say_credit(a, true, 0, 0);
+    }
 }
 
 /* Hands out up to most messages that came together, or none. */
 static size_t take_messages(attachment *a, ister_message **into, size_t most, us now) {
     delivery *came = a->queue;
+    asked(a, now);
     if (!came) {
         starve(a, now);
         return 0;
+    }
+    if (a->tells && (came->singly || a->after_singly)) {
+        if (!may_have_one(a)) return 0;
+        a->after_singly = came->singly;
+        most = 1;
     }
     size_t count = came->count - came->at < most ? came->count - came->at : most;
     for (size_t i = 0; i < count; i++) into[i] = &came->messages[came->at + i].seen;
     atomic_fetch_add(&came->references, (int)count);
     came->at += count;
-    a->used += count;
     a->reached = came->messages[came->at - 1].seen.offset + 1;
     a->handed_out = true;
+    bool singly = a->singly > 0;
     if (came->at == came->count) {
         a->queue = came->next;
         if (!a->queue) a->last_queued = &a->queue;
         a->used_bytes += came->bytes;
+        a->singly -= came->singly;
         release_delivery(came);
     }
-    pace(a, now);
+    hand_over(a, count, singly, now);
     return count;
 }
 
@@ -2507,6 +2622,9 @@ static bool on_delivery(attachment *a, const header *in, parcel *came, us now, i
         each->home = made;
     }
     for (size_t i = 1; i < came->count; i++) made->bytes += came->frames[i].size;
+    made->singly = number_of(in, K_SINGLY) != 0;
+    a->singly += made->singly;
+    a->came += made->count;
     *a->last_queued = made;
     a->last_queued = &made->next;
     if (a->on_message) {
@@ -2527,16 +2645,20 @@ static void on_event(attachment *a, const header *in) {
     else if (strcmp(code, "standby") == 0)
         a->is_standby = true;
     else if (strcmp(code, "sought") == 0) {
-        for (delivery *each = a->queue; each; each = each->next) {
-            a->used += each->count - each->at;
-            a->used_bytes += each->bytes;
-        }
-        drop_queue(a);
+        drop_waiting(a);
         a->pending.count = a->unconfirmed.count = 0;
         a->has_until = a->confirming = false;
         a->ack_due = 0;
         a->epoch++;
-        give_back(a, true);
+        say_credit(a, true, 0, 0);
+    } else if (strcmp(code, "recalled") == 0) { /* what waits here went to others, and all credit with it */
+        drop_waiting(a);
+        a->recalled = true;
+        a->used = a->window;
+        a->used_bytes = CREDIT_BYTES;
+    } else if (strcmp(code, "log-damaged") == 0) { /* nothing comes until an operator decides: the program must hear */
+        say(&a->complaint, ISTER_REFUSED, ISTER_STOP, code, "%s", text);
+        a->has_complaint = true;
     }
     int64_t offset = has(in, K_OFFSET) ? (int64_t)smaller(number_of(in, K_OFFSET), INT64_MAX) : -1;
     keep_event(&a->events, code, number_of(in, K_COUNT), offset, text);
@@ -2550,7 +2672,10 @@ static bool consumer_frame(attachment *a, const header *in, parcel *came, us now
     case EVENT: on_event(a, in); return true;
     case ERROR_FRAME:
         error_of(in, &said);
-        if (number_of(in, K_CLOSED)) {
+        if (has_code(&said, "unknown-handle")) said.action = ISTER_RETRY; /* the worker has lost it */
+        if (has_code(&said, "not-active")) {
+            /* acknowledged too late: the consumer that is active now gets it again */
+        } else if (number_of(in, K_CLOSED) || said.action == ISTER_RETRY) {
             if (is_live(&a->h)) consumer_refused(a, &said, now);
         } else {
             a->complaint = said;
@@ -2595,6 +2720,22 @@ static void say_about(attachment *a, unsigned type, ister_message *const *messag
     if (type == NACK) flush_acks(a, false);
     if (a->h.phase == H_OPEN && a->h.session) send_ranges(a, type, some.items, some.count, 0, delay_ms, reason);
     drop_spans(&some);
+}
+
+/* The program failed, and with it all that it has in hand: only the broker knows what that is. */
+static void blame(attachment *a, const char *reason) {
+    session *s = a->h.session;
+    if (a->h.phase != H_OPEN || !s || !a->tells) return;
+    flush_acks(a, false);
+    writer w = begin_header(&s->out, NACK);
+    with_number(&w, K_HANDLE, a->h.number);
+    put_number(&s->out, K_RANGES);
+    put_list(&s->out, 0);
+    w.count++;
+    with_number(&w, K_TAKEN, a->handed);
+    if (a->sought) with_number(&w, K_SOUGHT, a->sought);
+    if (*reason) with_text(&w, K_REASON, reason);
+    emit(s, &w, NULL);
 }
 
 static void drop_attachment(attachment *a) {
@@ -2662,6 +2803,8 @@ static bool handle_answer(handle *h, answer_kind kind, uint64_t ref, const heade
         handle_fail(h, &over);
     } else if (kind == ANSWER_CONFIRM) {
         on_confirmed((attachment *)h, ref, in);
+    } else if (kind == ANSWER_LEAVE) {
+        on_leave((attachment *)h, ref, in);
     } else if (h->phase == H_OPENING && h->open_ref == ref) {
         return h->kind == A_PRODUCER ? producer_opened((publication *)h, in, now, error)
                                      : consumer_opened((attachment *)h, in, now, error);
@@ -4057,6 +4200,23 @@ ister_result ister_consumer_receive(ister_consumer *consumer, int64_t timeout_ms
     return ister_consumer_receive_batch(consumer, 1, timeout_ms, message, &count, error);
 }
 
+#define REASON_ROOM 804 /* 200 letters */
+
+/* Copies a reason, cut at 200 letters; NULL is an empty one. */
+static bool cut_reason(const char *reason, char *cut, ister_error *why) {
+    size_t letters = 0, at = 0;
+    if (reason && !is_text(reason)) {
+        say_invalid(why, "a reason is UTF-8");
+        return false;
+    }
+    for (; reason && reason[at] && at + 4 < REASON_ROOM; at++) {
+        if (((uint8_t)reason[at] & 0xc0) != 0x80 && ++letters > 200) break;
+        cut[at] = reason[at];
+    }
+    cut[at] = 0;
+    return true;
+}
+
 static ister_result about(ister_consumer *consumer, unsigned type, const ister_message *const *messages, size_t count,
                           int64_t delay_ms, const char *reason, ister_error *error) {
     ister_error why = {0};
@@ -4069,26 +4229,15 @@ static ister_result about(ister_consumer *consumer, unsigned type, const ister_m
             return tell(error, &why);
         }
     }
-    char cut[801];
-    if (reason) {
-        if (!is_text(reason)) {
-            say_invalid(&why, "a reason is UTF-8");
-            return tell(error, &why);
-        }
-        size_t letters = 0, at = 0; /* at most 200 */
-        for (; reason[at] && at + 4 < sizeof cut; at++) {
-            if (((uint8_t)reason[at] & 0xc0) != 0x80 && ++letters > 200) break;
-            cut[at] = reason[at];
-        }
-        cut[at] = 0;
-    }
+    char cut[REASON_ROOM];
+    if (!cut_reason(reason, cut, &why)) return tell(error, &why);
     lock(client);
     if (fine(a, &why) && !a->is_reader && count) {
         bool waited = a->ack_due != 0;
         switch (type) {
         case ACK: acknowledge(a, messages, count, read_clock()); break;
         case ACK_UNTIL: acknowledge_until(a, messages[0], read_clock()); break;
-        default: say_about(a, type, (ister_message *const *)messages, count, delay_ms, reason ? cut : NULL); break;
+        default: say_about(a, type, (ister_message *const *)messages, count, delay_ms, cut); break;
         }
         if (!waited && a->ack_due)
             wake(client);
@@ -4116,6 +4265,19 @@ ister_result ister_consumer_nack(ister_consumer *consumer, ister_message *const 
 ister_result ister_consumer_extend(ister_consumer *consumer, ister_message *const *messages, size_t count,
                                    ister_error *error) {
     return about(consumer, EXTEND, (const ister_message *const *)messages, count, -1, NULL, error);
+}
+
+ister_result ister_consumer_blame(ister_consumer *consumer, const char *reason, ister_error *error) {
+    ister_error why = {0};
+    char cut[REASON_ROOM];
+    if (!cut_reason(reason, cut, &why)) return tell(error, &why);
+    lock(consumer->client);
+    if (usable(&consumer->a.h, &why)) {
+        blame(&consumer->a, cut);
+        wake_if_due(consumer->client, &consumer->a.h);
+    }
+    unlock(consumer->client);
+    return tell(error, &why);
 }
 
 ister_result ister_consumer_flush(ister_consumer *consumer, int64_t timeout_ms, ister_error *error) {

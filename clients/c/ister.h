@@ -272,6 +272,10 @@ ister_result ister_consumer_nack(ister_consumer *consumer, ister_message *const 
 /* Says that messages are still being worked on: their acknowledgment timeout begins anew. */
 ister_result ister_consumer_extend(ister_consumer *consumer, ister_message *const *messages, size_t count,
                                    ister_error *error);
+/* Says that the program failed at what it has in hand (of a reliable topic), and will leave: each of those messages
+ * has failed once more, so that one which ends program after program becomes a dead letter. The reason is for people;
+ * it may be NULL. */
+ister_result ister_consumer_blame(ister_consumer *consumer, const char *reason, ister_error *error);
 /* Waits until every acknowledgment so far is written. ISTER_LOST: the broker forgot what it had delivered, and delivers
  * those messages again. */
 ister_result ister_consumer_flush(ister_consumer *consumer, int64_t timeout_ms, ister_error *error);

@@ -18,6 +18,7 @@ typedef struct {
     session s;
     us now;
     header *said;
+    bool tells, singly; /* OPENED has TAKEN; DELIVER has SINGLY */
     uint8_t frame[HEADER_BYTES_MAX];
 } talk;
 
@@ -160,6 +161,7 @@ static void open_it(talk *t, uint64_t type, uint64_t sequence, uint64_t window) 
     } else {
         with_number(&w, K_OFFSET, 0);
         with_number(&w, K_SOUGHT, sequence);
+        if (t->tells) with_number(&w, K_TAKEN, 0);
         with_text(&w, K_INSTANCE, "one");
     }
     hear(t, &raw, &w);
@@ -203,6 +205,7 @@ static void deliver(talk *t, uint64_t first, uint64_t count) {
     with_number(&w, K_HANDLE, 2);
     with_number(&w, K_OFFSET, first);
     with_number(&w, K_COUNT, count);
+    if (t->singly) with_flag(&w, K_SINGLY, true);
     put_number(&raw, K_TIMESTAMPS);
     put_list(&raw, 2);
     put_number(&raw, count);
@@ -330,6 +333,183 @@ static void credit_comes_back_as_the_program_takes(void) {
         CHECK(given <= taken);
     }
     CHECK(given >= 2);
+    free_attachment(a);
+    free_talk(t);
+}
+
+static void event(talk *t, const char *code, uint64_t moved) {
+    bytes raw = {0};
+    writer w = begin_header(&raw, EVENT);
+    with_number(&w, K_HANDLE, 2);
+    with_text(&w, K_CODE, code);
+    if (moved) with_number(&w, K_SOUGHT, moved);
+    hear(t, &raw, &w);
+}
+
+static void done(talk *t, uint64_t ref) {
+    bytes raw = {0};
+    writer w = begin_header(&raw, DONE);
+    with_number(&w, K_REF, ref);
+    hear(t, &raw, &w);
+}
+
+static attachment *new_teller(talk *t, uint64_t fixed) {
+    welcome(t, false);
+    attachment *a = new_attachment(t, fixed);
+    t->tells = true;
+    open_it(t, OPEN_CONSUMER, 0, 0);
+    CHECK(a->tells && number_of(t->said, K_TAKEN) == 0 && has(t->said, K_TAKEN));
+    return a;
+}
+
+/* 9.6-2: a program that takes its time over a message has that one alone in hand; a fast one costs few reports. */
+static void the_broker_is_told_what_the_program_takes(void) {
+    talk *t = new_talk();
+    attachment *a = new_teller(t, 1000);
+    deliver(t, 0, 200);
+    for (uint64_t taken = 1; taken <= 5; taken++) {
+        take_and_free(t, a, 1, false);
+        CHECK(said(t, CREDIT) && number_of(t->said, K_TAKEN) == taken);
+        t->now += 10 * MS;
+    }
+    uint64_t told = 5;
+    size_t reports = 0;
+    for (uint64_t taken = 6; taken <= 200; taken++) {
+        take_and_free(t, a, 1, false);
+        while (next_said(t)) {
+            CHECK(number_of(t->said, K_TAKEN) > told);
+            told = number_of(t->said, K_TAKEN);
+            reports++;
+        }
+        CHECK(told >= taken);
+        t->now += 50; /* 80 a moment */
+    }
+    CHECK(reports < 12 && told <= 200 + 80);
+    t->now += 20 * MS;
+    ister_message *one;
+    CHECK(take_messages(a, &one, 1, t->now) == 0);
+    free_attachment(a);
+    free_talk(t);
+}
+
+static void a_broker_that_does_not_ask_is_not_told_what_the_program_takes(void) {
+    talk *t = new_talk();
+    welcome(t, false);
+    attachment *a = new_attachment(t, 4);
+    open_it(t, OPEN_CONSUMER, 0, 0);
+    t->singly = true;
+    deliver(t, 0, 4);
+    take_and_free(t, a, 4, false);
+    CHECK(said(t, CREDIT) && !has(t->said, K_TAKEN) && !next_said(t));
+    free_attachment(a);
+    free_talk(t);
+}
+
+/* 9.6-5 and 9.6-9: also of the first message behind those. */
+static void a_message_that_may_not_fail_again_waits_for_the_brokers_word(void) {
+    talk *t = new_talk();
+    ister_message *one;
+    attachment *a = new_teller(t, 100);
+    t->singly = true;
+    deliver(t, 0, 2);
+    t->singly = false;
+    deliver(t, 2, 2);
+    for (uint64_t taken = 1; taken <= 3; taken++) {
+        CHECK(take_messages(a, &one, 1, t->now) == 0 && take_messages(a, &one, 1, t->now) == 0);
+        if (taken > 1) CHECK(said(t, ACK)); /* what became of the one before, first */
+        CHECK(said(t, CREDIT) && number_of(t->said, K_TAKEN) == taken && has(t->said, K_REF));
+        uint64_t ref = number_of(t->said, K_REF);
+        CHECK(!next_said(t));
+        done(t, ref + 100);
+        CHECK(take_messages(a, &one, 1, t->now) == 0);
+        done(t, ref);
+        take_and_free(t, a, 1, true);
+        CHECK(!said(t, CREDIT));
+        t->now += 10 * MS;
+    }
+    take_and_free(t, a, 1, true);
+    CHECK(said(t, CREDIT) && number_of(t->said, K_TAKEN) == 4 && !has(t->said, K_REF));
+    free_attachment(a);
+    free_talk(t);
+}
+
+static void a_leave_is_void_once_the_connection_is_lost(void) {
+    talk *t = new_talk();
+    ister_message *one;
+    attachment *a = new_teller(t, 100);
+    t->singly = true;
+    deliver(t, 0, 1);
+    CHECK(take_messages(a, &one, 1, t->now) == 0 && said(t, CREDIT));
+    done(t, number_of(t->said, K_REF));
+    lose(t);
+    welcome(t, true);
+    open_it(t, OPEN_CONSUMER, 0, 0);
+    deliver(t, 0, 1);
+    CHECK(take_messages(a, &one, 1, t->now) == 0 && said(t, CREDIT) && number_of(t->said, K_TAKEN) == 1);
+    free_attachment(a);
+    free_talk(t);
+}
+
+/* 9.6-6: what was not handed out is dropped and counts, and credit is given anew when the program asks for more. */
+static void what_was_recalled_is_not_handed_out(void) {
+    talk *t = new_talk();
+    ister_message *one;
+    attachment *a = new_teller(t, 10);
+    deliver(t, 0, 6);
+    take_and_free(t, a, 1, false);
+    hush(t);
+    t->now += 10 * MS;
+    event(t, "recalled", 0);
+    CHECK(!next_said(t) && !a->queue);
+    CHECK(take_messages(a, &one, 1, t->now) == 0);
+    CHECK(said(t, CREDIT) && number_of(t->said, K_MESSAGES) == 10 && number_of(t->said, K_BYTES) == CREDIT_BYTES);
+    deliver(t, 1, 1);
+    take_and_free(t, a, 1, false);
+    CHECK(said(t, CREDIT) && number_of(t->said, K_TAKEN) == 7);
+    t->now += 10 * MS;
+    event(t, "sought", 1);
+    deliver(t, 1, 1);
+    take_and_free(t, a, 1, false);
+    CHECK(said(t, CREDIT) && said(t, CREDIT) && number_of(t->said, K_TAKEN) == 8);
+    free_attachment(a);
+    free_talk(t);
+}
+
+/* 9.6-7 */
+static void a_program_that_fails_says_so_of_all_it_has_in_hand(void) {
+    talk *t = new_talk();
+    size_t count;
+    attachment *a = new_teller(t, 10);
+    deliver(t, 0, 3);
+    take_and_free(t, a, 1, true);
+    take_and_free(t, a, 1, false);
+    blame(a, "it fell");
+    CHECK(said(t, ACK) && said(t, NACK) && number_of(t->said, K_TAKEN) == 2 && has(t->said, K_RANGES));
+    numbers_of(t->said, K_RANGES, &count);
+    CHECK(count == 0 && text_is(t->said, K_REASON, "it fell"));
+    free_attachment(a);
+    free_talk(t);
+}
+
+/* 9.2-5 and 9.9: about an acknowledgment, about the consumer, and of damage. */
+static void errors_about_a_consumer_are_told_apart(void) {
+    talk *t = new_talk();
+    attachment *a = new_teller(t, 10);
+    for (int i = 0; i < 2; i++) {
+        bytes raw = {0};
+        writer w = begin_header(&raw, ERROR_FRAME);
+        with_number(&w, K_HANDLE, 2);
+        with_text(&w, K_CODE, i ? "unavailable" : "not-active");
+        with_text(&w, K_TEXT, "a test");
+        with_text(&w, K_ACTION, "retry");
+        hear(t, &raw, &w);
+        CHECK(!a->has_complaint && a->h.phase == (i ? H_WAITING : H_OPEN));
+    }
+    t->now += SECOND;
+    session_tick(&t->s, t->now);
+    open_it(t, OPEN_CONSUMER, 0, 0);
+    event(t, "log-damaged", 0);
+    CHECK(a->has_complaint && has_code(&a->complaint, "log-damaged"));
     free_attachment(a);
     free_talk(t);
 }
@@ -690,6 +870,13 @@ int main(void) {
     RUN(a_refused_batch_is_left_out_once_it_is_the_oldest);
     RUN(a_worker_that_lost_the_producer_is_given_it_again);
     RUN(credit_comes_back_as_the_program_takes);
+    RUN(the_broker_is_told_what_the_program_takes);
+    RUN(a_broker_that_does_not_ask_is_not_told_what_the_program_takes);
+    RUN(a_message_that_may_not_fail_again_waits_for_the_brokers_word);
+    RUN(a_leave_is_void_once_the_connection_is_lost);
+    RUN(what_was_recalled_is_not_handed_out);
+    RUN(a_program_that_fails_says_so_of_all_it_has_in_hand);
+    RUN(errors_about_a_consumer_are_told_apart);
     RUN(acknowledgments_are_repeated_in_a_resumed_session_alone);
     RUN(an_acknowledgment_made_while_another_is_confirmed_is_not_lost);
     RUN(another_instance_is_not_acknowledged);
