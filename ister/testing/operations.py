@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from ister import wire
 from ister.clock import Clock
-from ister.errors import RemoteError
+from ister.errors import RemoteError, UsageError
+from ister.names import topic_pattern
 from ister.testing import failures
 from ister.testing.catalogue import Catalogue
 from ister.testing.model import Session, Subscription, Topic
@@ -36,12 +37,14 @@ class Operations:
         try:
             if operation == "topic.watch":
                 until = self._clock.monotonic() + asked.get("wait_ms", WATCH_MS) / 1000
-                _ = asked["pattern"]  # missing now, and not when the answer is due
+                topic_pattern(asked["pattern"])  # missing or wrong now, and not when the answer is due
                 self._watches.append((session, ref, asked, until))
             else:
                 self._sessions.result(session, ref, self._answer(operation, asked))
         except KeyError as missing:
             raise RemoteError("invalid-argument", f"{operation} needs the argument {missing}") from None
+        except UsageError as wrong:
+            raise RemoteError(wrong.code, wrong.text) from None
 
     def answer_watches(self) -> None:
         """Answer every watch that has waited long enough, or that is affected by a change."""

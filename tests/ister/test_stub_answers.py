@@ -67,3 +67,12 @@ def test_an_argument_that_is_missing_is_an_error_and_not_the_end(
     assert header[Key.CODE] == "invalid-argument"
     header, _ = ask("topic.show", topic="orders")
     assert header[Key.TYPE] == Type.RESULT
+
+
+@pytest.mark.parametrize("pattern", ["orders/a*", "orders/>/a", "orders//*", "", 5])
+def test_a_watch_of_what_is_no_pattern_is_refused_and_not_the_end(ask: Ask, pattern: object) -> None:
+    """The answer to the watch says so, and the next request is answered."""
+    header, _ = ask("topic.watch", pattern=pattern)
+    assert (header[Key.CODE], header[Key.ACTION]) == ("invalid-name", "fix")
+    header, _ = ask("topic.create", topic="orders")
+    assert header[Key.TYPE] == Type.RESULT
