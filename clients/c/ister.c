@@ -1006,7 +1006,7 @@ typedef struct {
     ister_message seen;
     const uint8_t *attributes;
     size_t attributes_size;
-    uint64_t owner; /* the consumer's serial number */
+    uint64_t owner, group; /* the serial number of the consumer, and of its pattern, if it has one */
     uint64_t epoch;
     delivery *home;
 } handed;
@@ -1174,8 +1174,14 @@ struct handle {
     int moves; /* MOVED in a row */
     us moved_at;
     pthread_cond_t changed;
+    pthread_cond_t *watcher; /* of one topic of a pattern: who waits for any of them */
     handle *next;
 };
+
+static void tell_waiters(handle *h) {
+    pthread_cond_broadcast(&h->changed);
+    if (h->watcher) pthread_cond_broadcast(h->watcher);
+}
 
 typedef enum { ANSWER_OPEN, ANSWER_CLOSE, ANSWER_CONFIRM, ANSWER_LEAVE, ANSWER_NOBODY } answer_kind;
 
@@ -1212,7 +1218,7 @@ typedef struct {
     char code[48];
     uint64_t count;
     int64_t offset;
-    char *text;
+    char *text, *topic;
 } kept_event;
 
 typedef struct {
@@ -1220,10 +1226,12 @@ typedef struct {
     size_t first, count;
 } event_list;
 
-static void keep_event(event_list *list, const char *code, uint64_t count, int64_t offset, const char *text) {
+static void keep_event(event_list *list, const char *code, uint64_t count, int64_t offset, const char *text,
+                       const char *topic) {
     if (!list->kept) list->kept = allocate(EVENTS_KEPT * sizeof *list->kept);
     if (list->count == EVENTS_KEPT) {
         free(list->kept[list->first].text);
+        free(list->kept[list->first].topic);
         list->first = (list->first + 1) % EVENTS_KEPT;
         list->count--;
     }
@@ -1232,6 +1240,7 @@ static void keep_event(event_list *list, const char *code, uint64_t count, int64
     into->count = count;
     into->offset = offset;
     into->text = copy_text(text);
+    into->topic = copy_text(topic);
 }
 
 static bool next_event(event_list *list, ister_event *event) {
@@ -1241,7 +1250,9 @@ static bool next_event(event_list *list, ister_event *event) {
     event->count = from->count;
     event->offset = from->offset;
     copy_into(event->text, sizeof event->text, from->text, strlen(from->text));
+    copy_into(event->topic, sizeof event->topic, from->topic, strlen(from->topic));
     free(from->text);
+    free(from->topic);
     list->first = (list->first + 1) % EVENTS_KEPT;
     list->count--;
     return true;
@@ -1816,7 +1827,7 @@ static void fail_producer(publication *p, const ister_error *why) {
     }
     drop_gathering(&p->gathered);
     p->gathered_bytes = 0;
-    pthread_cond_broadcast(&p->h.changed);
+    tell_waiters(&p->h);
 }
 
 static void producer_refused(publication *p, const ister_error *why, us now) {
@@ -1856,7 +1867,7 @@ static bool producer_opened(publication *p, const header *in, us now, ister_erro
             p->next = larger(p->next, number_of(in, K_SEQUENCE));
         }
         send_batches(p);
-        pthread_cond_broadcast(&p->h.changed);
+        tell_waiters(&p->h);
         return true;
     default:
         say_malformed(error, "a frame of type %" PRIu64 " answered OPEN_PRODUCER", number_of(in, K_TYPE));
@@ -1927,7 +1938,7 @@ static void after_answers(publication *p) {
         open_producer(p); /* behind it; what follows is sent again */
     }
     if (p->gathered.count && !p->batches) seal(p);
-    pthread_cond_broadcast(&p->h.changed);
+    tell_waiters(&p->h);
 }
 
 static void refuse_batch(publication *p, uint64_t sequence, ister_error *error, us now) {
@@ -2066,8 +2077,9 @@ static void drop_publication(publication *p) {
 #define AT_ONCE (4 * MS)
 #define AT_ONCE_MOST 16384
 #define AT_ONCE_GROWTH 4
-#define ACK_AT_ONCE 64 /* a program that takes no more at a time has its acknowledgments sent before the next report   \
-                        */
+#define ACK_AT_ONCE                                                                                                    \
+    64 /* a program that takes no more at a time has its acknowledgments sent before the next report                   \
+        */
 
 typedef struct {
     uint64_t first, end;
@@ -2112,7 +2124,9 @@ struct attachment {
     ister_error complaint;
     uint64_t position;
     char *instance;
-    event_list events;
+    event_list events, *joint_events; /* of a pattern's topic: those of the pattern */
+    uint64_t group;                   /* the serial number of its pattern; 0: it is no pattern's */
+    uint64_t credit_bytes;
 
     uint64_t epoch; /* messages of an earlier one are not acknowledged any more */
     bool has_origin;
@@ -2161,6 +2175,7 @@ static void set_up_attachment(attachment *a, uint64_t number, const char *topic,
     a->instance = copy_text("");
     a->last_queued = &a->queue;
     a->at_once = 1;
+    a->credit_bytes = CREDIT_BYTES;
 }
 
 static void drop_queue(attachment *a) {
@@ -2194,7 +2209,7 @@ static void forget(attachment *a) {
     a->pending.count = a->unconfirmed.count = 0;
     a->has_until = a->confirming = false;
     a->ack_due = 0;
-    pthread_cond_broadcast(&a->h.changed);
+    tell_waiters(&a->h);
 }
 
 static void put_place(bytes *to, ister_place place) {
@@ -2227,7 +2242,7 @@ static void open_consumer(attachment *a) {
     with_text(&w, K_SUBSCRIPTION, a->subscription);
     with_text(&w, K_SUBSCRIPTION_TYPE, a->type);
     with_number(&w, K_MESSAGES, a->window);
-    with_number(&w, K_BYTES, CREDIT_BYTES);
+    with_number(&w, K_BYTES, a->credit_bytes);
     with_flag(&w, K_SPARSE, true);
     with_number(&w, K_TAKEN, 0);
     with_text(&w, K_INSTANCE, a->instance);
@@ -2335,7 +2350,7 @@ static void on_confirmed(attachment *a, uint64_t ref, const header *in) {
     if (covered > a->unconfirmed.count) covered = a->unconfirmed.count;
     a->unconfirmed.count -= covered;
     memmove(a->unconfirmed.items, a->unconfirmed.items + covered, a->unconfirmed.count * sizeof *a->unconfirmed.items);
-    pthread_cond_broadcast(&a->h.changed);
+    tell_waiters(&a->h);
 }
 
 static void fail_consumer(attachment *a, const ister_error *why) {
@@ -2344,7 +2359,7 @@ static void fail_consumer(attachment *a, const ister_error *why) {
     a->h.error = *why;
     drop_queue(a);
     if (a->on_end) a->on_end(a->context);
-    pthread_cond_broadcast(&a->h.changed);
+    tell_waiters(&a->h);
 }
 
 static void consumer_refused(attachment *a, const ister_error *why, us now) {
@@ -2410,7 +2425,7 @@ static bool consumer_opened(attachment *a, const header *in, us now, ister_error
         a->used_since = now;
         a->confirming = false;
         repeat_acks(a); /* a broker that had not finished an earlier open ignored them before */
-        pthread_cond_broadcast(&a->h.changed);
+        tell_waiters(&a->h);
         return true;
     }
     default:
@@ -2458,7 +2473,7 @@ static void starve(attachment *a, us now) {
    works off in a moment. */
 static bool pace(attachment *a, us now) {
     bool half = a->used >= (a->window + 1) / 2;
-    if (!half && a->used_bytes < CREDIT_BYTES / 2) return false;
+    if (!half && a->used_bytes < a->credit_bytes / 2) return false;
     if (!a->fixed && half) {
         us took = now - a->used_since;
         if (took < PACE_AIM / 4) {
@@ -2514,7 +2529,7 @@ static void on_leave(attachment *a, uint64_t ref, const header *in) {
         a->leave = true;
         a->told = larger(a->told, a->handed + 1);
     }
-    pthread_cond_broadcast(&a->h.changed);
+    tell_waiters(&a->h);
 }
 
 /* So many messages go to the program: the broker is told first, and gets credit back with it. */
@@ -2618,6 +2633,7 @@ static bool on_delivery(attachment *a, const header *in, parcel *came, us now, i
         each->seen.topic = made->topic;
         each->seen.attempt = attempt;
         each->owner = a->serial;
+        each->group = a->group;
         each->epoch = a->epoch;
         each->home = made;
     }
@@ -2631,7 +2647,7 @@ static bool on_delivery(attachment *a, const header *in, parcel *came, us now, i
         ister_message *each;
         while (take_messages(a, &each, 1, now)) a->on_message(a->context, each);
     }
-    pthread_cond_broadcast(&a->h.changed);
+    tell_waiters(&a->h);
     return true;
 }
 
@@ -2655,14 +2671,14 @@ static void on_event(attachment *a, const header *in) {
         drop_waiting(a);
         a->recalled = true;
         a->used = a->window;
-        a->used_bytes = CREDIT_BYTES;
+        a->used_bytes = a->credit_bytes;
     } else if (strcmp(code, "log-damaged") == 0) { /* nothing comes until an operator decides: the program must hear */
         say(&a->complaint, ISTER_REFUSED, ISTER_STOP, code, "%s", text);
         a->has_complaint = true;
     }
     int64_t offset = has(in, K_OFFSET) ? (int64_t)smaller(number_of(in, K_OFFSET), INT64_MAX) : -1;
-    keep_event(&a->events, code, number_of(in, K_COUNT), offset, text);
-    pthread_cond_broadcast(&a->h.changed);
+    keep_event(a->joint_events ? a->joint_events : &a->events, code, number_of(in, K_COUNT), offset, text, a->h.topic);
+    tell_waiters(&a->h);
 }
 
 static bool consumer_frame(attachment *a, const header *in, parcel *came, us now, ister_error *error) {
@@ -2681,7 +2697,7 @@ static bool consumer_frame(attachment *a, const header *in, parcel *came, us now
             a->complaint = said;
             a->has_complaint = true;
         }
-        pthread_cond_broadcast(&a->h.changed);
+        tell_waiters(&a->h);
         return true;
     default: return true;
     }
@@ -2787,7 +2803,7 @@ static void handle_lost(handle *h, const ister_error *why) {
         handle_fail(h, &error);
     }
     h->session = NULL;
-    pthread_cond_broadcast(&h->changed);
+    tell_waiters(h);
 }
 
 static bool handle_frame(handle *h, const header *in, parcel *came, us now, ister_error *error) {
@@ -2938,9 +2954,12 @@ struct ister_producer {
     ister_client *client;
 };
 
+typedef struct pattern pattern;
+
 struct ister_consumer {
-    attachment a;
+    attachment a; /* of a pattern it is attached to nothing: each topic has a consumer of its own */
     ister_client *client;
+    pattern *many;
 };
 
 struct ister_receipt {
@@ -3037,7 +3056,7 @@ static void log_text(ister_client *client, ister_log_level level, const char *te
 static void tell_event(connection *c, const char *code, const char *why) {
     char text[512];
     snprintf(text, sizeof text, "%s%s%s", endpoint_of(c), *why ? ": " : "", why);
-    keep_event(&c->client->events, code, 0, -1, text);
+    keep_event(&c->client->events, code, 0, -1, text, "");
     bool is_loss = strcmp(code, "lost") == 0;
     if (is_loss && c->client->closing) return;
     snprintf(text, sizeof text, "%s %s%s%s", is_loss ? "the connection was lost, and is made again:" : "connected to",
@@ -4063,28 +4082,47 @@ void ister_receipt_free(ister_receipt *receipt) {
 
 /* ---- what programs call: consumers ---- */
 
+/* Leaves without waiting, and frees (lock held; the client has another reference). */
+static void leave_consumer(ister_consumer *old) {
+    if (old->a.h.home) {
+        abandon(old->client, &old->a.h);
+        detach(&old->a.h);
+    }
+}
+
+static void drop_consumer(ister_consumer *old) {
+    drop_attachment(&old->a);
+    free(old);
+}
+
+static void drop_pattern(ister_consumer *of);
+
 static void free_consumer(ister_consumer *old) {
     ister_client *client = old->client;
     lock(client);
-    if (old->a.h.home) {
-        abandon(client, &old->a.h);
-        detach(&old->a.h);
-    }
+    if (old->many) drop_pattern(old);
+    leave_consumer(old);
     unlock(client);
-    drop_attachment(&old->a);
-    free(old);
+    drop_consumer(old);
     release_client(client);
+}
+
+/* Lock held. */
+static ister_consumer *make_consumer(ister_client *client, const char *topic, const char *subscription,
+                                     const char *type) {
+    static atomic_uint_fast64_t serials;
+    ister_consumer *made = allocate(sizeof *made);
+    made->client = client;
+    made->a.serial = atomic_fetch_add(&serials, 1) + 1;
+    set_up_attachment(&made->a, ++client->next_handle, topic, subscription, type);
+    return made;
 }
 
 static ister_consumer *new_consumer(ister_client *client, const char *topic, const char *subscription,
                                     const char *type) {
-    static atomic_uint_fast64_t serials;
-    ister_consumer *made = allocate(sizeof *made);
-    made->client = client;
     keep_client(client);
-    made->a.serial = atomic_fetch_add(&serials, 1) + 1;
     lock(client);
-    set_up_attachment(&made->a, ++client->next_handle, topic, subscription, type);
+    ister_consumer *made = make_consumer(client, topic, subscription, type);
     unlock(client);
     return made;
 }
@@ -4098,6 +4136,10 @@ static ister_result start_consumer(ister_consumer *made, us deadline, ister_cons
     if (result != ISTER_OK) free_consumer(made);
     return tell(error, &why);
 }
+
+static ister_result start_pattern(ister_consumer *made, us deadline, ister_consumer **into, ister_error *error);
+
+static bool is_pattern(const char *topic) { return strpbrk(topic, "*>") != NULL; }
 
 ister_result ister_consumer_open(ister_client *client, const char *topic, const char *subscription,
                                  const ister_consumer_options *options, int64_t timeout_ms, ister_consumer **into,
@@ -4126,7 +4168,7 @@ ister_result ister_consumer_open(ister_client *client, const char *topic, const 
     made->a.patient = options->wait_for_place;
     made->a.fixed = options->credit_messages;
     made->a.options = arguments;
-    return start_consumer(made, deadline, into, error);
+    return is_pattern(topic) ? start_pattern(made, deadline, into, error) : start_consumer(made, deadline, into, error);
 }
 
 static ister_consumer *new_reader(ister_client *client, const char *topic, ister_place start, uint64_t credit) {
@@ -4168,6 +4210,347 @@ static bool fine(attachment *a, ister_error *why) {
     return usable(&a->h, why);
 }
 
+/* ---- consumers of a pattern ---- */
+
+/* Invariants
+ * - topics take turns, one delivery each: none starves another
+ * - whoever receives follows topics as well: nothing runs in the background
+ * - dead-letter topics are not followed: what a consumer refuses would come to it again
+ * - a topic that refused is not tried again until it was deleted and made again */
+
+#define MEMBER_BYTES_MIN ((uint64_t)64 << 10)
+
+typedef struct member member;
+struct member {
+    ister_consumer *consumer;
+    uint64_t created; /* by which a topic that was made again is told from the one before */
+    member *next;
+};
+
+typedef struct refusal refusal;
+struct refusal {
+    char *topic;
+    uint64_t created;
+    bool suspected; /* its subscription was deleted: by itself, or with the topic? */
+    ister_error error;
+    refusal *next;
+};
+
+struct pattern {
+    member *members, **last;
+    size_t count;
+    uint64_t turn; /* the serial number of the consumer that was received from last */
+    refusal *refused;
+    char *left_out; /* a topic that takes dead letters */
+    request watch;
+    bytes asked;
+    bool is_asked, plain; /* plain: an older broker does not say what was made meanwhile */
+    bool has_version;
+    uint64_t version;
+};
+
+static void ask_for_topics(ister_consumer *of, us now) {
+    pattern *p = of->many;
+    session *home = &of->client->connections->s;
+    if (p->is_asked) withdraw(home, &p->watch);
+    drop_bytes(&p->watch.result);
+    p->asked.size = 0;
+    put_map(&p->asked, p->has_version || !p->plain ? 2 : 1);
+    put_text(&p->asked, "pattern", 7);
+    put_text(&p->asked, of->a.h.topic, strlen(of->a.h.topic));
+    if (p->has_version) {
+        put_text(&p->asked, "version", 7);
+        put_number(&p->asked, p->version);
+    } else if (!p->plain) {
+        put_text(&p->asked, "subscription", 12);
+        put_text(&p->asked, of->a.subscription, strlen(of->a.subscription));
+    }
+    p->watch = (request){.operation = "topic.watch", .arguments = p->asked.data, .arguments_size = p->asked.size};
+    p->is_asked = true;
+    ask(home, &p->watch, now);
+    wake(of->client);
+}
+
+static void complain_about(ister_consumer *of, const char *topic, const ister_error *why) {
+    attachment *a = &of->a;
+    if (a->has_complaint) return; /* the first one is told */
+    a->has_complaint = true;
+    a->complaint = *why;
+    if (why->result == ISTER_REFUSED)
+        say(&a->complaint, why->result, why->action, why->code, "topic %s: %s", topic, why->text);
+}
+
+static void refuse_topic(pattern *p, const char *topic, uint64_t created, bool suspected, const ister_error *why) {
+    refusal *made = allocate(sizeof *made);
+    *made = (refusal){copy_text(topic), created, suspected, *why, p->refused};
+    p->refused = made;
+}
+
+static void drop_refusal(refusal **at) {
+    refusal *old = *at;
+    *at = old->next;
+    free(old->topic);
+    free(old);
+}
+
+static void leave_member(pattern *p, member **at) {
+    member *old = *at;
+    ister_client *client = old->consumer->client;
+    *at = old->next;
+    if (p->last == &old->next) p->last = at;
+    p->count--;
+    leave_consumer(old->consumer);
+    drop_consumer(old->consumer);
+    release_client(client);
+    free(old);
+}
+
+static void join_topic(ister_consumer *of, const char *topic, uint64_t created, bool later, us now) {
+    pattern *p = of->many;
+    ister_client *client = of->client;
+    member *made = allocate(sizeof *made);
+    keep_client(client);
+    made->consumer = make_consumer(client, topic, of->a.subscription, of->a.type);
+    made->created = created;
+    attachment *a = &made->consumer->a;
+    a->start = later ? (ister_place){ISTER_EARLIEST, 0} : of->a.start;
+    a->priority = of->a.priority;
+    a->force = of->a.force;
+    a->patient = true;
+    a->fixed = of->a.fixed;
+    append(&a->options, of->a.options.data, of->a.options.size);
+    a->joint_events = &of->a.events;
+    a->group = of->a.serial;
+    a->h.watcher = &client->changed;
+    p->count++;
+    a->credit_bytes = larger(MEMBER_BYTES_MIN, CREDIT_BYTES / p->count);
+    *p->last = made;
+    p->last = &made->next;
+    attach(&client->connections->s, &a->h, now);
+    wake(client);
+}
+
+static bool ends_with(const char *text, const char *end) {
+    size_t size = strlen(text), of_end = strlen(end);
+    return size >= of_end && strcmp(text + size - of_end, end) == 0;
+}
+
+/* When a topic was made, by what the broker told; false: it is not there. */
+static bool is_listed(const ister_value *topics, const char *topic, uint64_t *created) {
+    for (size_t i = 0; i < ister_value_count(topics); i++) {
+        const ister_value *each = ister_value_at(topics, i);
+        const char *name = ister_value_text(ister_value_get(each, "topic"), NULL);
+        if (!name || strcmp(name, topic) != 0) continue;
+        *created = ister_value_number(ister_value_get(each, "created_ms"), 0);
+        return true;
+    }
+    return false;
+}
+
+static void follow_topics(ister_consumer *of, const ister_value *topics, us now) {
+    pattern *p = of->many;
+    uint64_t created;
+    for (member **at = &p->members; *at;) {
+        if (is_listed(topics, (*at)->consumer->a.h.topic, &created) && created == (*at)->created)
+            at = &(*at)->next;
+        else
+            leave_member(p, at);
+    }
+    for (refusal **at = &p->refused; *at;) {
+        refusal *each = *at;
+        if (!is_listed(topics, each->topic, &created) || created != each->created) {
+            drop_refusal(at);
+            continue;
+        }
+        if (each->suspected) complain_about(of, each->topic, &each->error);
+        each->suspected = false;
+        at = &each->next;
+    }
+    for (size_t i = 0; i < ister_value_count(topics); i++) {
+        const ister_value *each = ister_value_at(topics, i);
+        const char *name = ister_value_text(ister_value_get(each, "topic"), NULL);
+        bool known = !name || ends_with(name, ".dlq") || (p->left_out && strcmp(name, p->left_out) == 0);
+        for (const member *one = p->members; one && !known; one = one->next)
+            known = strcmp(one->consumer->a.h.topic, name) == 0;
+        for (const refusal *one = p->refused; one && !known; one = one->next) known = strcmp(one->topic, name) == 0;
+        if (known) continue;
+        bool later = p->has_version || ister_value_flag(ister_value_get(each, "later"), false);
+        join_topic(of, name, ister_value_number(ister_value_get(each, "created_ms"), 0), later, now);
+    }
+}
+
+/* Handles what the broker told of the topics, and asks on. */
+static void on_topics(ister_consumer *of, us now) {
+    pattern *p = of->many;
+    ister_value told = {0};
+    ister_error why = p->watch.error;
+    if (why.result == ISTER_OK) {
+        cursor from = {p->watch.result.data, p->watch.result.size, 0};
+        if (walk(&from, 1, RESULT_LEVELS, TEXT_KEYS, &told) && from.at == from.size && told.kind == MAP) {
+            follow_topics(of, ister_value_get(&told, "topics"), now);
+            p->version = ister_value_number(ister_value_get(&told, "version"), 0);
+            p->has_version = true;
+        } else {
+            say_malformed(&why, "the result of topic.watch is not what PROTOCOL.md says");
+        }
+    }
+    drop_parts(&told);
+    if (why.result != ISTER_OK) {
+        if (!p->plain && !p->has_version && has_code(&why, "invalid-argument"))
+            p->plain = true;
+        else
+            complain_about(of, of->a.h.topic, &why);
+        p->has_version = false; /* the next look is at all there are */
+    }
+    ask_for_topics(of, now);
+}
+
+/* Sees which topics there are, and which are over (lock held). */
+static void follow(ister_consumer *of, us now) {
+    pattern *p = of->many;
+    bool look_again = false;
+    if (p->watch.over) on_topics(of, now);
+    for (member **at = &p->members; *at;) {
+        attachment *a = &(*at)->consumer->a;
+        if (a->has_complaint && !a->queue) {
+            a->has_complaint = false;
+            complain_about(of, a->h.topic, &a->complaint);
+        }
+        if (a->h.phase != H_CLOSED) {
+            at = &(*at)->next;
+            continue;
+        }
+        ister_error why = a->h.error;
+        bool deleted = has_code(&why, "topic-deleted") || has_code(&why, "unknown-topic");
+        bool suspected = has_code(&why, "subscription-deleted");
+        if (!deleted) refuse_topic(p, a->h.topic, (*at)->created, suspected, &why);
+        if (!deleted && !suspected) complain_about(of, a->h.topic, &why);
+        look_again = look_again || deleted || suspected;
+        leave_member(p, at);
+    }
+    if (look_again) {
+        p->has_version = false;
+        ask_for_topics(of, now);
+    }
+}
+
+/* Hands out messages of the topic whose turn it is (lock held). */
+static size_t take_of_many(ister_consumer *of, ister_message **into, size_t most, us now) {
+    pattern *p = of->many;
+    member *first = NULL;
+    follow(of, now);
+    if (!p->members) return 0;
+    for (member *each = p->members; each; each = each->next) {
+        const attachment *a = &each->consumer->a;
+        if (a->serial != p->turn) continue;
+        /* what is left of its delivery, or the next one's turn */
+        first = a->queue && a->queue->at ? each : each->next;
+        break;
+    }
+    if (!first) first = p->members;
+    member *each = first;
+    do {
+        size_t count = take_messages(&each->consumer->a, into, most, now);
+        if (count) {
+            p->turn = each->consumer->a.serial;
+            return count;
+        }
+        each = each->next ? each->next : p->members;
+    } while (each != first);
+    return 0;
+}
+
+/* Has the client's thread send what is to be sent about a consumer (lock held). */
+static void wake_for(const ister_consumer *consumer) {
+    if (!consumer->many) {
+        wake_if_due(consumer->client, &consumer->a.h);
+        return;
+    }
+    for (const member *each = consumer->many->members; each; each = each->next)
+        wake_if_due(consumer->client, &each->consumer->a.h);
+}
+
+static pthread_cond_t *signal_of(ister_consumer *consumer) {
+    return consumer->many ? &consumer->client->changed : &consumer->a.h.changed;
+}
+
+/* Whether every topic there is has answered. */
+static bool is_followed(const ister_consumer *of) {
+    if (!of->many->has_version) return false;
+    for (const member *each = of->many->members; each; each = each->next) {
+        const attachment *a = &each->consumer->a;
+        /* a place that somebody has is waited for, while the others are received from */
+        bool is_busy = a->h.phase == H_WAITING && has_code(&a->h.trouble, "subscription-busy");
+        if (!a->h.opened && !is_busy) return false;
+    }
+    return true;
+}
+
+static ister_result start_pattern(ister_consumer *made, us deadline, ister_consumer **into, ister_error *error) {
+    ister_error why = {0};
+    ister_client *client = made->client;
+    attachment *a = &made->a;
+    char what[300];
+    cursor from = {a->options.data, a->options.size, 0};
+    ister_value options = {0};
+    made->many = allocate(sizeof *made->many);
+    made->many->last = &made->many->members;
+    if (a->options.size && walk(&from, 1, 1, TEXT_KEYS, &options)) {
+        const char *letters = ister_value_text(ister_value_get(&options, "dead_letter_topic"), NULL);
+        made->many->left_out = letters ? copy_text(letters) : NULL;
+    }
+    drop_parts(&options);
+    snprintf(what, sizeof what, "the topics of %s were not opened", a->h.topic);
+    lock(client);
+    call c = begin_call(client, deadline);
+    if (client->closing)
+        say_closed(&why, "client");
+    else
+        ask_for_topics(made, read_clock());
+    while (why.result == ISTER_OK) {
+        follow(made, read_clock());
+        if (a->has_complaint) why = a->complaint;
+        if (a->has_complaint || is_followed(made)) break;
+        pause_call(&c, &client->changed, what, &client->connections->s.trouble, &why);
+    }
+    unlock(client);
+    if (why.result == ISTER_OK)
+        *into = made;
+    else
+        free_consumer(made);
+    return tell(error, &why);
+}
+
+/* Leaves every topic without waiting (lock held). */
+static void drop_pattern(ister_consumer *of) {
+    pattern *p = of->many;
+    if (p->is_asked) withdraw(&of->client->connections->s, &p->watch);
+    while (p->members) leave_member(p, &p->members);
+    while (p->refused) drop_refusal(&p->refused);
+    drop_bytes(&p->watch.result);
+    drop_bytes(&p->asked);
+    free(p->left_out);
+    free(p);
+    of->many = NULL;
+}
+
+ister_value *ister_consumer_topics(ister_consumer *consumer) {
+    ister_value *made = allocate(sizeof *made);
+    made->kind = LIST;
+    lock(consumer->client);
+    member alone = {.consumer = consumer};
+    const member *first = consumer->many ? consumer->many->members : &alone;
+    made->parts = allocate((consumer->many ? consumer->many->count : 1) * sizeof *made->parts);
+    for (const member *each = first; each; each = each->next) {
+        const char *topic = each->consumer->a.h.topic;
+        made->parts[made->size++] = (ister_value){.kind = TEXT, .text = copy_text(topic), .size = strlen(topic)};
+    }
+    unlock(consumer->client);
+    return made;
+}
+
+/* ---- receiving and acknowledging ---- */
+
 ister_result ister_consumer_receive_batch(ister_consumer *consumer, size_t most, int64_t timeout_ms,
                                           ister_message **messages, size_t *count, ister_error *error) {
     ister_error why = {0};
@@ -4182,13 +4565,14 @@ ister_result ister_consumer_receive_batch(ister_consumer *consumer, size_t most,
     }
     lock(client);
     call c = begin_call(client, deadline);
-    while (!(*count = take_messages(a, messages, most, read_clock()))) {
-        wake_if_due(client, &a->h);
+    while (!(*count = consumer->many ? take_of_many(consumer, messages, most, read_clock())
+                                     : take_messages(a, messages, most, read_clock()))) {
+        wake_for(consumer);
         if (!fine(a, &why)) break;
         snprintf(what, sizeof what, "no message came from topic %s", a->h.topic);
-        if (pause_call(&c, &a->h.changed, what, &a->h.trouble, &why) != ISTER_OK) break;
+        if (pause_call(&c, signal_of(consumer), what, &a->h.trouble, &why) != ISTER_OK) break;
     }
-    wake_if_due(client, &a->h);
+    wake_for(consumer);
     unlock(client);
     return why.result == ISTER_OK ? ISTER_OK : tell(error, &why);
 }
@@ -4217,13 +4601,42 @@ static bool cut_reason(const char *reason, char *cut, ister_error *why) {
     return true;
 }
 
+/* The consumer that messages came from: this one, or that of one of its topics; NULL: of a topic that is gone (lock
+   held). */
+static ister_consumer *owner_of(ister_consumer *consumer, const ister_message *message) {
+    uint64_t owner = ((const handed *)message)->owner;
+    if (!consumer->many) return owner == consumer->a.serial ? consumer : NULL;
+    for (member *each = consumer->many->members; each; each = each->next) {
+        if (each->consumer->a.serial == owner) return each->consumer;
+    }
+    return NULL;
+}
+
+/* What a program says about messages of one consumer (lock held). */
+static void say_of(ister_consumer *consumer, unsigned type, const ister_message *const *messages, size_t count,
+                   int64_t delay_ms, const char *reason) {
+    attachment *a = &consumer->a;
+    if (a->is_reader || a->h.phase == H_CLOSED) return;
+    bool waited = a->ack_due != 0;
+    switch (type) {
+    case ACK: acknowledge(a, messages, count, read_clock()); break;
+    case ACK_UNTIL: acknowledge_until(a, messages[0], read_clock()); break;
+    default: say_about(a, type, (ister_message *const *)messages, count, delay_ms, reason); break;
+    }
+    if (!waited && a->ack_due)
+        wake(consumer->client);
+    else
+        wake_if_due(consumer->client, &a->h);
+}
+
 static ister_result about(ister_consumer *consumer, unsigned type, const ister_message *const *messages, size_t count,
                           int64_t delay_ms, const char *reason, ister_error *error) {
     ister_error why = {0};
     ister_client *client = consumer->client;
     attachment *a = &consumer->a;
     for (size_t i = 0; i < count; i++) {
-        if (((const handed *)messages[i])->owner != a->serial) {
+        const handed *each = (const handed *)messages[i];
+        if ((consumer->many ? each->group : each->owner) != a->serial) {
             say_invalid(&why, "a message of topic %s came from another consumer: acknowledge it there",
                         messages[i]->topic);
             return tell(error, &why);
@@ -4232,17 +4645,11 @@ static ister_result about(ister_consumer *consumer, unsigned type, const ister_m
     char cut[REASON_ROOM];
     if (!cut_reason(reason, cut, &why)) return tell(error, &why);
     lock(client);
-    if (fine(a, &why) && !a->is_reader && count) {
-        bool waited = a->ack_due != 0;
-        switch (type) {
-        case ACK: acknowledge(a, messages, count, read_clock()); break;
-        case ACK_UNTIL: acknowledge_until(a, messages[0], read_clock()); break;
-        default: say_about(a, type, (ister_message *const *)messages, count, delay_ms, cut); break;
-        }
-        if (!waited && a->ack_due)
-            wake(client);
-        else
-            wake_if_due(client, &a->h);
+    for (size_t i = 0, end; i < count && fine(a, &why); i = end) {
+        uint64_t owner = ((const handed *)messages[i])->owner;
+        for (end = i + 1; end < count && ((const handed *)messages[end])->owner == owner;) end++;
+        ister_consumer *of = owner_of(consumer, messages[i]);
+        if (of) say_of(of, type, messages + i, end - i, delay_ms, cut);
     }
     unlock(client);
     return tell(error, &why);
@@ -4274,10 +4681,25 @@ ister_result ister_consumer_blame(ister_consumer *consumer, const char *reason, 
     lock(consumer->client);
     if (usable(&consumer->a.h, &why)) {
         blame(&consumer->a, cut);
-        wake_if_due(consumer->client, &consumer->a.h);
+        for (member *each = consumer->many ? consumer->many->members : NULL; each; each = each->next)
+            blame(&each->consumer->a, cut);
+        wake_for(consumer);
     }
     unlock(consumer->client);
     return tell(error, &why);
+}
+
+/* Sends what is acknowledged, and says whether all of it is written (lock held). */
+static bool is_written(attachment *a) {
+    if (settled(a) || a->h.phase == H_CLOSED) return true;
+    flush_acks(a, true);
+    return false;
+}
+
+static bool take_forgotten(attachment *a) {
+    bool forgotten = a->forgotten;
+    a->forgotten = false;
+    return forgotten;
 }
 
 ister_result ister_consumer_flush(ister_consumer *consumer, int64_t timeout_ms, ister_error *error) {
@@ -4287,14 +4709,22 @@ ister_result ister_consumer_flush(ister_consumer *consumer, int64_t timeout_ms, 
     us deadline = deadline_in(timeout_ms);
     lock(client);
     call c = begin_call(client, deadline);
-    while (fine(a, &why) && !settled(a)) {
-        flush_acks(a, true);
-        wake_if_due(client, &a->h);
-        if (pause_call(&c, &a->h.changed, "acknowledgments were not confirmed", &a->h.trouble, &why) != ISTER_OK) break;
+    while (fine(a, &why)) {
+        bool written = is_written(a);
+        if (consumer->many) follow(consumer, read_clock());
+        for (member *each = consumer->many ? consumer->many->members : NULL; each; each = each->next)
+            written = is_written(&each->consumer->a) && written;
+        if (written) break;
+        wake_for(consumer);
+        if (pause_call(&c, signal_of(consumer), "acknowledgments were not confirmed", &a->h.trouble, &why) != ISTER_OK)
+            break;
     }
-    if (why.result == ISTER_OK && a->forgotten) {
-        a->forgotten = false;
-        say_lost(&why, "the broker forgot what some acknowledgments were about; it delivers those messages again");
+    if (why.result == ISTER_OK) {
+        bool forgotten = take_forgotten(a);
+        for (member *each = consumer->many ? consumer->many->members : NULL; each; each = each->next)
+            forgotten = take_forgotten(&each->consumer->a) || forgotten;
+        if (forgotten)
+            say_lost(&why, "the broker forgot what some acknowledgments were about; it delivers those messages again");
     }
     unlock(client);
     return tell(error, &why);
@@ -4312,8 +4742,9 @@ ister_result ister_consumer_seek(ister_consumer *consumer, ister_place to, int64
     ister_client *client = consumer->client;
     attachment *a = &consumer->a;
     us deadline = deadline_in(timeout_ms);
-    if (a->is_reader) {
-        say_invalid(&why, "a reader has no subscription to be moved: open another one");
+    if (a->is_reader || consumer->many) {
+        say_invalid(&why, a->is_reader ? "a reader has no subscription to be moved: open another one"
+                                       : "a consumer of many topics cannot be moved: use ister_subscription_seek()");
         return tell(error, &why);
     }
     lock(client);
@@ -4340,20 +4771,34 @@ bool ister_consumer_next_event(ister_consumer *consumer, ister_event *event) {
     return found;
 }
 
+/* Goes a step towards the end; returns whether it is there (lock held). */
+static bool close_consumer(ister_consumer *consumer) {
+    bool all = true;
+    if (!consumer->many) return close_step(&consumer->a.h);
+    for (member *each = consumer->many->members; each; each = each->next) all = close_step(&each->consumer->a.h) && all;
+    return all;
+}
+
 ister_result ister_consumer_close(ister_consumer *consumer, int64_t timeout_ms, ister_error *error) {
-    ister_error why = {0};
+    ister_error why = {0}, closed;
     ister_client *client = consumer->client;
-    handle *h = &consumer->a.h;
     us deadline = deadline_in(timeout_ms);
     if (in_callback(client, &why)) return tell(error, &why);
+    say_closed(&closed, "consumer");
     lock(client);
     call c = begin_call(client, deadline);
-    while (!close_step(h)) {
+    while (!close_consumer(consumer)) {
         wake(client);
-        if (pause_call(&c, &h->changed, "the broker did not confirm the close of a consumer", NULL, &why) != ISTER_OK)
+        if (pause_call(&c, signal_of(consumer), "the broker did not confirm the close of a consumer", NULL, &why) !=
+            ISTER_OK)
             break;
     }
-    abandon(client, h);
+    if (consumer->many) {
+        drop_pattern(consumer);
+        fail_consumer(&consumer->a, &closed);
+    } else {
+        abandon(client, &consumer->a.h);
+    }
     unlock(client);
     return tell(error, &why);
 }
@@ -4886,6 +5331,377 @@ ister_result ister_subscription_delete(ister_client *client, const char *topic, 
 ister_result ister_status(ister_client *client, int64_t timeout_ms, ister_value **result, ister_error *error) {
     errand what = {.operation = "status"};
     return operate(client, what, ister_map_new(), timeout_ms, result, error);
+}
+
+/* ---- what programs call: dead letters ---- */
+
+/* Invariants
+ * - a letter is acknowledged once the topic it went to has it, and never before: an interruption loses nothing
+ * - what fails again meanwhile waits for the next call: no letter loops for ever
+ * - a dead-letter topic may serve several subscriptions: only this one's letters are listed and touched */
+
+#define REDRIVE "redrive"      /* the subscription of a dead-letter topic that its letters are taken through */
+#define LETTERS_TOGETHER 200   /* are settled together */
+#define LETTERS_SILENCE_MS 300 /* after which the broker is asked whether any are left */
+#define GAP_READ_OVER 1000     /* a longer one between letters is not read through */
+
+static const char *const ADDED[] = {
+    "ister.topic",     "ister.subscription", "ister.offset", "ister.producer",
+    "ister.timestamp", "ister.attempts",     "ister.reason", "ister.dead_lettered_at",
+};
+enum { ADDED_COUNT = sizeof ADDED / sizeof *ADDED };
+
+typedef struct {
+    char *from; /* the dead-letter topic */
+    ister_value *shown;
+    const ister_value *pending; /* the first runs of letters */
+    uint64_t count, end;
+} letters;
+
+static void drop_letters(letters *old) {
+    free(old->from);
+    ister_value_free(old->shown);
+    *old = (letters){0};
+}
+
+static bool is_unknown(const ister_error *error) {
+    return has_code(error, "unknown-topic") || has_code(error, "unknown-subscription");
+}
+
+static ister_result find_letter_topic(ister_client *client, const char *topic, const char *subscription, us deadline,
+                                      char **into, ister_error *why) {
+    ister_value *shown;
+    size_t size;
+    *into = NULL;
+    *why = (ister_error){0};
+    if (!valid_name("topic", topic, why) || !valid_name("subscription", subscription, why)) return why->result;
+    ister_subscription_show(client, topic, subscription, rest_of(deadline), &shown, why);
+    if (why->result != ISTER_OK && !is_unknown(why)) return why->result;
+    *why = (ister_error){0};
+    const char *told = ister_value_text(ister_value_get(shown, "dead_letter_topic"), &size);
+    if (told && size) {
+        *into = copy_text(told);
+    } else { /* of a subscription that was deleted: the usual name */
+        size = strlen(topic) + strlen(subscription) + sizeof "..dlq";
+        *into = allocate(size);
+        snprintf(*into, size, "%s.%s.dlq", topic, subscription);
+    }
+    ister_value_free(shown);
+    return ISTER_OK;
+}
+
+/* Looks at what waits in the dead-letter topic; drop it, whatever the answer. */
+static ister_result look_at_letters(ister_client *client, const char *topic, const char *subscription, us deadline,
+                                    letters *into, ister_error *why) {
+    if (!into->from && find_letter_topic(client, topic, subscription, deadline, &into->from, why) != ISTER_OK)
+        return why->result;
+    ister_value_free(into->shown);
+    *why = (ister_error){0};
+    ister_subscription_show(client, into->from, REDRIVE, rest_of(deadline), &into->shown, why);
+    if (is_unknown(why)) *why = (ister_error){0}; /* there never was one */
+    into->pending = ister_value_get(into->shown, "pending");
+    into->count = ister_value_number(ister_value_get(into->shown, "unacknowledged"), 0);
+    into->end = ister_value_number(ister_value_get(into->shown, "durable_end"), 0);
+    return why->result;
+}
+
+/* The first run of letters that ends behind an offset; false: there is none. */
+static bool next_run(const letters *of, uint64_t from, span *run) {
+    for (size_t i = 0; i < ister_value_count(of->pending); i++) {
+        const ister_value *pair = ister_value_at(of->pending, i);
+        run->first = larger(from, ister_value_number(ister_value_at(pair, 0), 0));
+        run->end = ister_value_number(ister_value_at(pair, 1), 0);
+        if (run->end > from) return true;
+    }
+    return false;
+}
+
+static bool attribute_is(const ister_message *of, const char *name, const char *value) {
+    ister_attribute found;
+    if (!ister_message_attribute(of, name, &found)) return true; /* published by hand: it belongs to all */
+    return found.value_size == strlen(value) && memcmp(found.value, value, found.value_size) == 0;
+}
+
+static bool is_letter_of(const ister_message *letter, const char *topic, const char *subscription) {
+    return attribute_is(letter, ADDED[0], topic) && attribute_is(letter, ADDED[1], subscription);
+}
+
+static uint64_t attribute_number(const ister_message *of, const char *name, bool *there) {
+    ister_attribute found;
+    uint64_t value = 0;
+    *there = ister_message_attribute(of, name, &found) && found.value_size && found.value_size < 20;
+    for (size_t i = 0; *there && i < found.value_size; i++) {
+        *there = found.value[i] >= '0' && found.value[i] <= '9';
+        value = 10 * value + (uint64_t)(found.value[i] - '0');
+    }
+    return *there ? value : 0;
+}
+
+static void attribute_text(const ister_message *of, const char *name, char *field, size_t room) {
+    ister_attribute found;
+    field[0] = 0;
+    if (ister_message_attribute(of, name, &found)) copy_into(field, room, found.value, found.value_size);
+}
+
+void ister_dead_letter_read(const ister_message *letter, ister_dead_letter *into) {
+    bool there;
+    attribute_text(letter, "ister.topic", into->topic, sizeof into->topic);
+    attribute_text(letter, "ister.subscription", into->subscription, sizeof into->subscription);
+    attribute_text(letter, "ister.reason", into->reason, sizeof into->reason);
+    attribute_text(letter, "ister.producer", into->producer, sizeof into->producer);
+    uint64_t offset = attribute_number(letter, "ister.offset", &there);
+    into->offset = there && offset <= INT64_MAX ? (int64_t)offset : -1;
+    into->attempts = attribute_number(letter, "ister.attempts", &there);
+    into->timestamp_ms = (int64_t)smaller(attribute_number(letter, "ister.timestamp", &there), INT64_MAX);
+    into->dead_lettered_at_ms = (int64_t)smaller(attribute_number(letter, "ister.dead_lettered_at", &there), INT64_MAX);
+}
+
+ister_result ister_dead_letters_count(ister_client *client, const char *topic, const char *subscription,
+                                      int64_t timeout_ms, uint64_t *count, ister_error *error) {
+    ister_error why = {0};
+    letters found = {0};
+    look_at_letters(client, topic, subscription, deadline_in(timeout_ms), &found, &why);
+    *count = found.count;
+    drop_letters(&found);
+    return tell(error, &why);
+}
+
+ister_result ister_dead_letters_list(ister_client *client, const char *topic, const char *subscription, int64_t after,
+                                     size_t most, int64_t timeout_ms, ister_message **into, size_t *count,
+                                     ister_error *error) {
+    ister_error why = {0};
+    us deadline = deadline_in(timeout_ms);
+    letters found = {0};
+    span run;
+    uint64_t at = after < 0 ? 0 : (uint64_t)after + 1, known = 0, last = 0;
+    ister_consumer *reader = NULL;
+    *count = 0;
+    look_at_letters(client, topic, subscription, deadline, &found, &why);
+    while (why.result == ISTER_OK && *count < most && next_run(&found, at, &run)) {
+        ister_message *message;
+        if (reader && run.first - at > GAP_READ_OVER) {
+            ister_consumer_free(reader);
+            reader = NULL;
+        }
+        ister_place start = {ISTER_AT_OFFSET, run.first};
+        if (!reader && ister_reader_open(client, found.from, start, smaller(run.end - run.first, LETTERS_TOGETHER),
+                                         rest_of(deadline), &reader, &why) != ISTER_OK)
+            break;
+        if (ister_consumer_receive(reader, rest_of(deadline), &message, &why) != ISTER_OK) break;
+        bool waits = next_run(&found, message->offset, &run) && run.first == message->offset;
+        at = message->offset + 1;
+        if (waits && is_letter_of(message, topic, subscription))
+            into[(*count)++] = message;
+        else
+            ister_message_free(message);
+    }
+    ister_consumer_free(reader);
+    for (size_t i = 0; i < ister_value_count(found.pending); i++) {
+        const ister_value *pair = ister_value_at(found.pending, i);
+        last = ister_value_number(ister_value_at(pair, 1), 0);
+        known += last - smaller(last, ister_value_number(ister_value_at(pair, 0), 0));
+    }
+    if (why.result == ISTER_OK && most && !*count && found.count > known && known)
+        say_invalid(&why,
+                    "%" PRIu64 " letters of %s cannot be listed: they lie behind offset %" PRIu64
+                    ", up to which the broker tells; redrive or purge some, then list again",
+                    found.count - known, found.from, last - 1);
+    if (why.result != ISTER_OK) {
+        for (size_t i = 0; i < *count; i++) ister_message_free(into[i]);
+        *count = 0;
+    }
+    drop_letters(&found);
+    return tell(error, &why);
+}
+
+/* A pass over the letters that wait. */
+typedef struct {
+    ister_client *client;
+    const char *topic, *subscription;
+    ister_redrive_options how;
+    ister_producer *producer; /* NULL: they are deleted */
+    letters found;
+    ister_consumer *consumer;
+    uint64_t done, passed; /* passed: were looked at, and stay */
+    uint64_t reached;      /* behind the last one that was looked at: those below come again */
+    uint64_t *gone;        /* settled, and not known to be acknowledged */
+    size_t gone_count;
+    ister_error refused;
+    us deadline;
+} settling;
+
+/* Sends a letter to where it was, with its attributes but those about the failure. */
+static ister_result send_letter(const settling *s, const ister_message *letter, ister_receipt **receipt,
+                                ister_error *why) {
+    ister_attribute each;
+    size_t cursor_at = 0, count = 0;
+    char offset[24];
+    while (ister_message_next_attribute(letter, &cursor_at, &each)) count++;
+    ister_attribute *attributes = allocate((count + 3) * sizeof *attributes);
+    snprintf(offset, sizeof offset, "%" PRIu64, letter->offset);
+    attributes[0] = (ister_attribute){"ister.redriven_from", letter->topic, 0, 0};
+    attributes[1] = (ister_attribute){"ister.redriven_offset", offset, 0, 0};
+    attributes[2] = (ister_attribute){"ister.redriven_for", s->subscription, 0, 0};
+    cursor_at = 0;
+    count = 3;
+    while (ister_message_next_attribute(letter, &cursor_at, &each)) {
+        bool kept = true;
+        for (size_t i = 0; i < ADDED_COUNT + 3; i++) {
+            const char *name = i < ADDED_COUNT ? ADDED[i] : attributes[i - ADDED_COUNT].name;
+            kept = kept && !(each.name_size == strlen(name) && memcmp(each.name, name, each.name_size) == 0);
+        }
+        if (kept) attributes[count++] = each;
+    }
+    ister_outgoing sent = {.payload = letter->payload,
+                           .payload_size = letter->payload_size,
+                           .key = letter->key,
+                           .key_size = letter->key_size,
+                           .attributes = attributes,
+                           .attributes_count = count};
+    *why = (ister_error){0};
+    ister_producer_send(s->producer, &sent, rest_of(s->deadline), receipt, why);
+    free(attributes);
+    return why->result;
+}
+
+static bool is_gone(const settling *s, uint64_t offset) {
+    for (size_t i = 0; i < s->gone_count; i++) {
+        if (s->gone[i] == offset) return true;
+    }
+    return false;
+}
+
+/* Settles letters, and has their acknowledgments written; what fails for good stays. */
+static void settle_some(settling *s, ister_message **came, size_t count, ister_error *why) {
+    ister_receipt *receipts[LETTERS_TOGETHER] = {0};
+    ister_error errors[LETTERS_TOGETHER];
+    ister_message *settled_ones[LETTERS_TOGETHER];
+    size_t settled_count = 0;
+    for (size_t i = 0; s->producer && i < count; i++) {
+        errors[i] = (ister_error){0};
+        if (!is_gone(s, came[i]->offset)) send_letter(s, came[i], &receipts[i], &errors[i]);
+    }
+    for (size_t i = 0; i < count; i++) {
+        bool again = is_gone(s, came[i]->offset);
+        if (s->producer && receipts[i]) ister_receipt_wait(receipts[i], rest_of(s->deadline), NULL, &errors[i]);
+        ister_receipt_free(receipts[i]);
+        if (s->producer && !again && errors[i].result != ISTER_OK) {
+            bool is_its_own = errors[i].action == ISTER_FIX;
+            if (is_its_own && s->refused.result == ISTER_OK) s->refused = errors[i];
+            if (is_its_own)
+                s->passed++;
+            else if (why->result == ISTER_OK)
+                *why = errors[i];
+            continue;
+        }
+        settled_ones[settled_count++] = came[i];
+        if (again) continue;
+        s->done++;
+        s->gone = allocate_again(s->gone, (s->gone_count + 1) * sizeof *s->gone);
+        s->gone[s->gone_count++] = came[i]->offset;
+    }
+    ister_error told = {0};
+    if (!settled_count || ister_consumer_ack(s->consumer, settled_ones, settled_count, &told) != ISTER_OK ||
+        ister_consumer_flush(s->consumer, rest_of(s->deadline), &told) != ISTER_OK) {
+        if (told.result != ISTER_OK && told.result != ISTER_LOST && why->result == ISTER_OK) *why = told;
+        return; /* at ISTER_LOST they come again */
+    }
+    s->gone_count = 0;
+}
+
+static bool is_wanted(const settling *s, const ister_message *letter) {
+    for (size_t i = 0; i < s->how.offsets_count; i++) {
+        if (s->how.offsets[i] == letter->offset) return true;
+    }
+    return !s->how.offsets && is_letter_of(letter, s->topic, s->subscription);
+}
+
+static void settle_all(settling *s, ister_error *why) {
+    uint64_t most = s->how.most ? s->how.most : UINT64_MAX;
+    if (s->how.offsets) most = smaller(most, s->how.offsets_count);
+    ister_message *came[LETTERS_TOGETHER], *mine[LETTERS_TOGETHER];
+    bool over = false;
+    while (!over && why->result == ISTER_OK && (s->done < most || s->gone_count)) {
+        ister_error told = {0};
+        size_t count = 0, mine_count = 0;
+        size_t wanted = (size_t)smaller(LETTERS_TOGETHER, larger(1, most - smaller(most, s->done)));
+        int64_t patience = rest_of(s->deadline);
+        bool out_of_time = patience == 0;
+        if (patience < 0 || patience > LETTERS_SILENCE_MS) patience = LETTERS_SILENCE_MS;
+        ister_consumer_receive_batch(s->consumer, wanted, patience, came, &count, &told);
+        if (told.result == ISTER_TIMEOUT && !out_of_time) {
+            span run;
+            letters now = {.from = s->found.from};
+            look_at_letters(s->client, s->topic, s->subscription, s->deadline, &now, why);
+            over = !next_run(&now, 0, &run) || run.first >= s->found.end || now.count <= s->passed;
+            if (ister_value_flag(ister_value_get(now.shown, "paused"), false) && why->result == ISTER_OK && !over)
+                say(why, ISTER_REFUSED, ISTER_RETRY, "paused", "subscription %s of %s is paused", REDRIVE,
+                    s->found.from);
+            ister_value_free(now.shown);
+            continue;
+        }
+        if (told.result != ISTER_OK) *why = told;
+        for (size_t i = 0; i < count; i++) {
+            uint64_t offset = came[i]->offset;
+            bool again = offset < s->reached; /* it was settled, or stays */
+            s->reached = larger(s->reached, offset + 1);
+            if (offset >= s->found.end)
+                over = true; /* it failed meanwhile */
+            else if (again ? is_gone(s, offset) : is_wanted(s, came[i]) && s->done + mine_count < most)
+                mine[mine_count++] = came[i];
+            else if (!again)
+                s->passed++;
+        }
+        if (mine_count) settle_some(s, mine, mine_count, why);
+        for (size_t i = 0; i < count; i++) ister_message_free(came[i]);
+    }
+}
+
+static ister_result settle(ister_client *client, const char *topic, const char *subscription,
+                           const ister_redrive_options *how, bool deletes, int64_t timeout_ms, uint64_t *count,
+                           ister_error *error) {
+    ister_error why = {0}, closed = {0};
+    settling s = {client, topic, subscription, .how = *how, .deadline = deadline_in(timeout_ms)};
+    ister_consumer_options options = {.type = "exclusive", .start = {ISTER_EARLIEST, 0}};
+    const char *to = how->to ? how->to : topic;
+    options.credit_messages = LETTERS_TOGETHER;
+    if (count) *count = 0;
+    look_at_letters(client, topic, subscription, s.deadline, &s.found, &why);
+    if (why.result == ISTER_OK && !deletes && strcmp(to, s.found.from) == 0)
+        say_invalid(&why, "%s is the dead-letter topic: letters would loop for ever", to);
+    if (why.result == ISTER_OK && s.found.count &&
+        (deletes || ister_producer_open(client, to, NULL, rest_of(s.deadline), &s.producer, &why) == ISTER_OK)) {
+        if (s.producer && s.producer->p.non_reliable)
+            say_invalid(&why, "topic %s is non-reliable: it stores nothing, so letters would be lost", to);
+        else if (ister_consumer_open(client, s.found.from, REDRIVE, &options, rest_of(s.deadline), &s.consumer, &why) ==
+                 ISTER_OK)
+            settle_all(&s, &why);
+    }
+    if (s.consumer) ister_consumer_close(s.consumer, 1000, &closed);
+    ister_consumer_free(s.consumer);
+    if (s.producer) ister_producer_close(s.producer, 1000, &closed);
+    ister_producer_free(s.producer);
+    if (why.result == ISTER_OK && s.refused.result != ISTER_OK)
+        say(&why, s.refused.result, s.refused.action, s.refused.code,
+            "%" PRIu64 " letters were settled, others stay in %s: the first is not taken: %s", s.done, s.found.from,
+            s.refused.text);
+    if (count) *count = s.done;
+    drop_letters(&s.found);
+    free(s.gone);
+    return tell(error, &why);
+}
+
+ister_result ister_dead_letters_redrive(ister_client *client, const char *topic, const char *subscription,
+                                        const ister_redrive_options *options, int64_t timeout_ms, uint64_t *count,
+                                        ister_error *error) {
+    static const ister_redrive_options ALL;
+    return settle(client, topic, subscription, options ? options : &ALL, false, timeout_ms, count, error);
+}
+
+ister_result ister_dead_letters_purge(ister_client *client, const char *topic, const char *subscription, uint64_t most,
+                                      int64_t timeout_ms, uint64_t *count, ister_error *error) {
+    ister_redrive_options how = {.most = most};
+    return settle(client, topic, subscription, &how, true, timeout_ms, count, error);
 }
 
 /* ---- the codec alone ---- */

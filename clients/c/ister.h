@@ -79,8 +79,9 @@ typedef struct ister_client_options {
 typedef struct ister_event {
     char code[48]; /* of a client: "connected" (also: again), "lost" */
     uint64_t count;
-    int64_t offset; /* -1: none */
-    char text[256]; /* of a client: the endpoint, and why */
+    int64_t offset;  /* -1: none */
+    char text[256];  /* of a client: the endpoint, and why */
+    char topic[256]; /* of a consumer */
 } ister_event;
 
 /* Connects to the first of some endpoints that answers, like "tcp://127.0.0.1:5555", and waits for a session. options
@@ -239,7 +240,13 @@ typedef struct ister_consumer_options {
     const ister_map *options; /* of a new subscription: PROTOCOL.md, section 10 */
 } ister_consumer_options;
 
-/* Opens a consumer; a subscription that does not exist is created. options may be NULL. */
+/* Opens a consumer; a subscription that does not exist is created. options may be NULL.
+ *
+ * The topic may be a pattern: "*" stands for one part of a name, ">" at the end for one or more ("orders/" and "*").
+ * Then this is a consumer of every topic that matches, each with a subscription of that name; topics that are created
+ * later are received from their first message on, while something is being received. Topics take turns; message->topic
+ * and event.topic say which it is. Topics that take dead letters are left out. credit_messages is each topic's, and an
+ * exclusive subscription that somebody has is waited for, topic by topic. */
 ister_result ister_consumer_open(ister_client *client, const char *topic, const char *subscription,
                                  const ister_consumer_options *options, int64_t timeout_ms, ister_consumer **consumer,
                                  ister_error *error);
@@ -248,7 +255,10 @@ ister_result ister_consumer_open(ister_client *client, const char *topic, const 
 ister_result ister_reader_open(ister_client *client, const char *topic, ister_place start, uint64_t credit_messages,
                                int64_t timeout_ms, ister_consumer **reader, ister_error *error);
 
-/* Where the subscription stood when it was opened (last). */
+/* The topics that it receives from at present: a list of texts, to be freed. */
+ister_value *ister_consumer_topics(ister_consumer *consumer);
+
+/* Where the subscription stood when it was opened (last); of a pattern 0. */
 uint64_t ister_consumer_position(ister_consumer *consumer);
 
 /* Waits for the next message. */
@@ -369,6 +379,48 @@ ister_result ister_subscription_seek(ister_client *client, const char *topic, co
 ister_result ister_subscription_delete(ister_client *client, const char *topic, const char *subscription,
                                        int64_t timeout_ms, ister_error *error);
 ister_result ister_status(ister_client *client, int64_t timeout_ms, ister_value **result, ister_error *error);
+
+/* ---- dead letters ---- */
+
+/* Why a message of a dead-letter topic is there; text that is not there is empty. */
+typedef struct ister_dead_letter {
+    char topic[256], subscription[256]; /* which gave it up */
+    int64_t offset;                     /* in its topic; -1: unknown */
+    uint64_t attempts;                  /* how often it was delivered */
+    char reason[804];                   /* of the last failure */
+    char producer[24];                  /* its id, hexadecimal */
+    int64_t timestamp_ms, dead_lettered_at_ms;
+} ister_dead_letter;
+
+void ister_dead_letter_read(const ister_message *letter, ister_dead_letter *into);
+
+/* How many wait, of every subscription that shares the dead-letter topic. */
+ister_result ister_dead_letters_count(ister_client *client, const char *topic, const char *subscription,
+                                      int64_t timeout_ms, uint64_t *count, ister_error *error);
+/* The letters of a subscription that wait, oldest first, at most most (letters has room for them): payload, key and
+ * attributes as they were sent, and the attributes about the failure. Nothing is taken. Free each message. after is the
+ * offset of the last one of the call before; -1 at first; *count 0 is the end. */
+ister_result ister_dead_letters_list(ister_client *client, const char *topic, const char *subscription, int64_t after,
+                                     size_t most, int64_t timeout_ms, ister_message **letters, size_t *count,
+                                     ister_error *error);
+/* Which letters are sent back, and where to; zero all that is not needed. */
+typedef struct ister_redrive_options {
+    const uint64_t *offsets; /* of the dead-letter topic; NULL: all */
+    size_t offsets_count;
+    uint64_t most;  /* 0: all */
+    const char *to; /* a topic; NULL: the one they were in */
+} ister_redrive_options;
+
+/* Sends letters back; options may be NULL. Payload, key and attributes are unchanged; those about the failure are
+ * replaced by ister.redriven_from, ister.redriven_offset and ister.redriven_for. At least once: what is interrupted may
+ * be sent again, and nothing is lost. A letter that the topic refuses stays, and stops no others; its error is told in
+ * the end. *count (may be NULL) is how many were sent, also after an error. */
+ister_result ister_dead_letters_redrive(ister_client *client, const char *topic, const char *subscription,
+                                        const ister_redrive_options *options, int64_t timeout_ms, uint64_t *count,
+                                        ister_error *error);
+/* Deletes letters, at most most (0: all). Messages that become dead letters meanwhile stay. */
+ister_result ister_dead_letters_purge(ister_client *client, const char *topic, const char *subscription, uint64_t most,
+                                      int64_t timeout_ms, uint64_t *count, ister_error *error);
 
 /* ---- the codec alone, for tests; programs have no use for it ---- */
 

@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -142,10 +143,24 @@ class producer {
     detail::owned<ister_producer, ister_producer_free> it_;
 };
 
-// A consumer or a reader.
+// A consumer or a reader. One that is destroyed by an exception says that its program failed at what it has in hand.
 class consumer {
   public:
     explicit consumer(ister_consumer *of) : it_(of) {}
+    consumer(consumer &&) = default;
+    consumer &operator=(consumer &&) = default;
+    ~consumer() {
+        if (it_ && std::uncaught_exceptions() > exceptions_)
+            ister_consumer_blame(it_.get(), "an exception ended its consumer", nullptr);
+    }
+    // Of a pattern; of one topic that alone.
+    std::vector<std::string> topics() const {
+        std::vector<std::string> found;
+        const detail::owned<ister_value, ister_value_free> told(ister_consumer_topics(it_.get()));
+        for (std::size_t i = 0; i < ister_value_count(told.get()); i++)
+            found.emplace_back(ister_value_text(ister_value_at(told.get(), i), nullptr));
+        return found;
+    }
     message receive(milliseconds timeout = for_ever) {
         ister_error told;
         ister_message *came = nullptr;
@@ -199,10 +214,26 @@ class consumer {
         ister_error told;
         detail::check(ister_consumer_close(it_.get(), timeout.count(), &told), told);
     }
+    // The program failed at what it has in hand.
+    void blame(const std::string &reason) {
+        ister_error told;
+        detail::check(ister_consumer_blame(it_.get(), reason.c_str(), &told), told);
+    }
     ister_consumer *get() const noexcept { return it_.get(); }
 
   private:
     detail::owned<ister_consumer, ister_consumer_free> it_;
+    int exceptions_ = std::uncaught_exceptions();
+};
+
+// A message that a subscription gave up, and why.
+class dead_letter : public message {
+  public:
+    explicit dead_letter(ister_message *of) : message(of) { ister_dead_letter_read(of, &told_); }
+    const ister_dead_letter &why() const noexcept { return told_; }
+
+  private:
+    ister_dead_letter told_;
 };
 
 class client {
@@ -256,6 +287,26 @@ class client {
         ister_outgoing raw = what.raw(room);
         ister_error told;
         detail::check(ister_reply(it_.get(), to.get(), &raw, timeout.count(), &told), told);
+    }
+    // Those that wait, oldest first, behind an offset; none is the end.
+    std::vector<dead_letter> dead_letters(const std::string &topic, const std::string &subscription,
+                                          milliseconds timeout, std::int64_t after = -1, std::size_t most = 100) {
+        ister_error told;
+        std::vector<ister_message *> raw(most);
+        std::size_t count = 0;
+        detail::check(ister_dead_letters_list(it_.get(), topic.c_str(), subscription.c_str(), after, most,
+                                              timeout.count(), raw.data(), &count, &told),
+                      told);
+        return std::vector<dead_letter>(raw.begin(), raw.begin() + static_cast<std::ptrdiff_t>(count));
+    }
+    std::uint64_t redrive(const std::string &topic, const std::string &subscription, milliseconds timeout,
+                          const ister_redrive_options &options = ister_redrive_options{}) {
+        ister_error told;
+        std::uint64_t count = 0;
+        detail::check(ister_dead_letters_redrive(it_.get(), topic.c_str(), subscription.c_str(), &options,
+                                                 timeout.count(), &count, &told),
+                      told);
+        return count;
     }
     void interrupt() { ister_client_interrupt(it_.get()); }
     // Without it the destructor leaves at once.

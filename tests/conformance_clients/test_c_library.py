@@ -84,7 +84,7 @@ def test_a_program_of_the_readme_runs_against_the_installed_library(
     number: int, linked: str, memory_broker: testing.Broker, copied: Path, tmp_path: Path
 ) -> None:
     """As the README says: install, ask pkg-config, compile, run; and run again, where the topics exist."""
-    assert len(PROGRAMS) == 3
+    assert len(PROGRAMS) == 4
     printed, language, program = PROGRAMS[number]
     compiler, standard = {"c": ("gcc", "-std=c11"), "cpp": ("g++", "-std=c++17")}[language]
     if shutil.which(compiler) is None:

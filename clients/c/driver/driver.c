@@ -16,7 +16,8 @@
 static const char CAPABILITIES[] =
     "\"batch\",\"pipeline\",\"keys\",\"attributes\",\"delivery-time\",\"timestamps\",\"attempts\",\"named-producer\","
     "\"batch-receive\",\"confirm\",\"nack\",\"ack-until\",\"extend\",\"reader\",\"seek\",\"priority\",\"force\","
-    "\"options\",\"credit\",\"window\",\"events\",\"admin\",\"request-reply\",\"moved\",\"reconnect\",\"heartbeat\","
+    "\"options\",\"credit\",\"window\",\"events\",\"admin\",\"request-reply\",\"patterns\",\"dead-letters\",\"taken\","
+    "\"moved\",\"reconnect\",\"heartbeat\","
     "\"orderly-close\",\"cancel\",\"drop\",\"codec\",\"bench\"";
 
 enum { BUCKETS = 4096, BATCH_MAX = 100000, END_WITHIN_MS = 5000 };
@@ -93,14 +94,16 @@ static void let(thing *old) {
     free(old);
 }
 
-static held **place_of(thing *consumer, uint64_t offset) {
+/* Without a topic: of whatever topic. */
+static held **place_of(thing *consumer, uint64_t offset, const char *topic) {
     held **at = &consumer->held[offset % BUCKETS];
-    while (*at && (*at)->message->offset != offset) at = &(*at)->next;
+    while (*at && ((*at)->message->offset != offset || (topic && strcmp((*at)->message->topic, topic) != 0)))
+        at = &(*at)->next;
     return at;
 }
 
 static void hold(thing *consumer, ister_message *message) {
-    held **at = place_of(consumer, message->offset);
+    held **at = place_of(consumer, message->offset, message->topic);
     if (*at) {
         ister_message_free((*at)->message);
     } else {
@@ -109,8 +112,8 @@ static void hold(thing *consumer, ister_message *message) {
     (*at)->message = message;
 }
 
-static void release(thing *consumer, uint64_t offset) {
-    held **at = place_of(consumer, offset), *old = *at;
+static void release(thing *consumer, uint64_t offset, const char *topic) {
+    held **at = place_of(consumer, offset, topic), *old = *at;
     if (!old) return;
     *at = old->next;
     ister_message_free(old->message);
@@ -650,7 +653,89 @@ static void open_consumer(job *j, ister_client *client) {
     thing *made = keep(CONSUMER, json_text(command, "consumer"), client);
     made->consumer = consumer;
     made->is_reader = is_reader;
-    add(&j->answer, "\"position\":%" PRIu64, ister_consumer_position(consumer));
+    if (topic && strpbrk(topic, "*>"))
+        add(&j->answer, "\"position\":null");
+    else
+        add(&j->answer, "\"position\":%" PRIu64, ister_consumer_position(consumer));
+}
+
+static bool is_about_the_failure(const ister_attribute *one) {
+    static const char *const ADDED[] = {"topic",     "subscription", "offset", "producer",
+                                        "timestamp", "attempts",     "reason", "dead_lettered_at"};
+    for (size_t i = 0; i < sizeof ADDED / sizeof *ADDED; i++) {
+        char name[40];
+        snprintf(name, sizeof name, "ister.%s", ADDED[i]);
+        if (one->name_size == strlen(name) && memcmp(one->name, name, one->name_size) == 0) return true;
+    }
+    return false;
+}
+
+static void add_letter(text *to, const ister_message *message) {
+    ister_dead_letter letter;
+    ister_attribute each;
+    size_t cursor = 0;
+    bool first = true;
+    ister_dead_letter_read(message, &letter);
+    add(to, "{\"offset\":%" PRIu64 ",\"payload\":", message->offset);
+    add_hex(to, message->payload, message->payload_size);
+    add(to, ",\"key\":");
+    if (message->key)
+        add_hex(to, message->key, message->key_size);
+    else
+        add(to, "null");
+    add(to, ",\"origin_offset\":%" PRId64 ",\"attempts\":%" PRIu64 ",\"topic\":", letter.offset, letter.attempts);
+    add_quoted(to, letter.topic, strlen(letter.topic));
+    add(to, ",\"subscription\":");
+    add_quoted(to, letter.subscription, strlen(letter.subscription));
+    add(to, ",\"reason\":");
+    add_quoted(to, letter.reason, strlen(letter.reason));
+    add(to, ",\"attributes\":{");
+    while (ister_message_next_attribute(message, &cursor, &each)) {
+        if (is_about_the_failure(&each)) continue;
+        if (!first) add(to, ",");
+        first = false;
+        add_quoted(to, each.name, each.name_size);
+        add(to, ":");
+        add_quoted(to, each.value, each.value_size);
+    }
+    add(to, "}}");
+}
+
+static void list_letters(job *j, ister_client *client) {
+    enum { PAGE = 100 };
+    const char *topic = json_text(j->command, "topic"), *subscription = json_text(j->command, "subscription");
+    size_t most = (size_t)json_number(j->command, "max", SIZE_MAX), count = 1, found = 0;
+    int64_t after = -1;
+    add(&j->answer, "\"letters\":[");
+    while (found < most && count) {
+        ister_message *page[PAGE];
+        size_t wanted = most - found < PAGE ? most - found : PAGE;
+        if (ister_dead_letters_list(client, topic, subscription, after, wanted, rest(j), page, &count, &j->error))
+            return;
+        for (size_t i = 0; i < count; i++) {
+            if (found++) add(&j->answer, ",");
+            add_letter(&j->answer, page[i]);
+            after = (int64_t)page[i]->offset;
+            ister_message_free(page[i]);
+        }
+    }
+    add(&j->answer, "]");
+}
+
+static void settle_letters(job *j, ister_client *client) {
+    const char *topic = json_text(j->command, "topic"), *subscription = json_text(j->command, "subscription");
+    const json *list = json_get(j->command, "offsets");
+    ister_redrive_options how = {.most = json_number(j->command, "max", 0), .to = json_text(j->command, "to")};
+    uint64_t *offsets = need(calloc(list ? count_of(list) + 1 : 1, sizeof *offsets)), count = 0;
+    for (const json *each = list ? list->first : NULL; each; each = each->next)
+        offsets[how.offsets_count++] = each->number;
+    if (list) how.offsets = offsets;
+    if (strcmp(j->what, "purge") == 0)
+        ister_dead_letters_purge(client, topic, subscription, how.most, j->timeout_ms, &count, &j->error);
+    else
+        ister_dead_letters_redrive(client, topic, subscription, &how, j->timeout_ms, &count, &j->error);
+    free(offsets);
+    add(&j->answer, "\"messages\":%" PRIu64, count);
 }
 
 static void with_client(job *j, thing *it) {
@@ -663,6 +748,10 @@ static void with_client(job *j, thing *it) {
         admin(j, client);
     } else if (strcmp(j->what, "events") == 0) {
         add_events(j, it, NULL);
+    } else if (strcmp(j->what, "letters") == 0) {
+        list_letters(j, client);
+    } else if (strcmp(j->what, "redrive") == 0 || strcmp(j->what, "purge") == 0) {
+        settle_letters(j, client);
     } else if (strcmp(j->what, "producer") == 0) {
         open_producer(j, client);
     } else if (strcmp(j->what, "consumer") == 0 || strcmp(j->what, "reader") == 0) {
@@ -722,9 +811,9 @@ static void with_messages(job *j, thing *it) {
     const json *list = json_get(j->command, "offsets"), *one = json_get(j->command, "offset");
     size_t count = list ? count_of(list) : 1, i = 0;
     ister_message **messages = need(calloc(count + 1, sizeof *messages));
-    const char *what = j->what;
+    const char *what = j->what, *topic = json_text(j->command, "topic");
     for (const json *each = list ? list->first : one; each && i < count; each = list ? each->next : NULL) {
-        held *found = *place_of(it, each->number);
+        held *found = *place_of(it, each->number, topic);
         if (!found) {
             no_name(j);
             free(messages);
@@ -743,10 +832,11 @@ static void with_messages(job *j, thing *it) {
         ister_consumer_ack_until(it->consumer, messages[0], &j->error);
         for (size_t b = 0; b < BUCKETS; b++) {
             for (held **at = &it->held[b]; *at;) {
-                if ((*at)->message->offset > one->number)
+                const ister_message *message = (*at)->message;
+                if (message->offset > one->number || (topic && strcmp(message->topic, topic) != 0))
                     at = &(*at)->next;
                 else
-                    release(it, (*at)->message->offset);
+                    release(it, message->offset, message->topic);
             }
         }
     } else {
@@ -756,7 +846,7 @@ static void with_messages(job *j, thing *it) {
         free_outgoings(message, 1);
     }
     if (strcmp(what, "ack") == 0 || strcmp(what, "nack") == 0) {
-        for (i = 0; i < count; i++) release(it, messages[i]->offset);
+        for (i = 0; i < count; i++) release(it, messages[i]->offset, messages[i]->topic);
     }
     free(messages);
 }

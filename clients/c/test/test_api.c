@@ -182,6 +182,139 @@ static void calls_that_cannot_be_right_are_refused_here(void) {
     ister_map_free(large);
 }
 
+static void publish_text(const char *topic, const char *text) {
+    ister_producer *by = NULL;
+    ister_attribute color = {"color", "red", 0, 0};
+    ister_outgoing one = {
+        .payload = text, .payload_size = strlen(text), .key = "k", .key_size = 1, .attributes = &color};
+    one.attributes_count = 1;
+    WORKS(ister_producer_open(client, topic, NULL, WAIT_MS, &by, &told));
+    WORKS(ister_producer_send(by, &one, WAIT_MS, NULL, &told));
+    WORKS(ister_producer_close(by, WAIT_MS, &told));
+    ister_producer_free(by);
+}
+
+static bool is_message(const ister_message *message, const char *topic, const char *text) {
+    return strcmp(message->topic, topic) == 0 && message->payload_size == strlen(text) &&
+           memcmp(message->payload, text, message->payload_size) == 0;
+}
+
+static void a_pattern_follows_its_topics(void) {
+    ister_consumer *of = NULL;
+    ister_consumer_options options = {.start = {ISTER_EARLIEST, 0}};
+    ister_message *messages[3] = {0};
+    ister_error said;
+    ister_event event;
+    WORKS(ister_topic_create(client, "pat/one", NULL, WAIT_MS, NULL, &told));
+    WORKS(ister_topic_create(client, "pat/letters.dlq", NULL, WAIT_MS, NULL, &told));
+    publish_text("pat/one", "one");
+    WORKS(ister_consumer_open(client, "pat/*", "all", &options, WAIT_MS, &of, &told));
+    if (!of) return;
+    WORKS(ister_consumer_receive(of, WAIT_MS, &messages[0], &told));
+    CHECK(is_message(messages[0], "pat/one", "one"));
+    WORKS(ister_topic_create(client, "pat/two", NULL, WAIT_MS, NULL, &told));
+    publish_text("pat/two", "two"); /* before it is followed: from its first message on */
+    WORKS(ister_consumer_receive(of, WAIT_MS, &messages[1], &told));
+    CHECK(is_message(messages[1], "pat/two", "two"));
+    ister_value *topics = ister_consumer_topics(of);
+    CHECK(ister_value_count(topics) == 2 && strcmp(ister_value_text(ister_value_at(topics, 0), NULL), "pat/one") == 0);
+    ister_value_free(topics);
+    CHECK(ister_consumer_seek(of, (ister_place){ISTER_EARLIEST, 0}, WAIT_MS, NULL, &said) == ISTER_INVALID);
+    WORKS(ister_consumer_ack(of, messages, 2, &told));
+    WORKS(ister_consumer_flush(of, WAIT_MS, &told));
+    WORKS(ister_topic_delete(client, "pat/one", WAIT_MS, &told));
+    publish_text("pat/two", "three");
+    WORKS(ister_consumer_receive(of, WAIT_MS, &messages[2], &told));
+    CHECK(is_message(messages[2], "pat/two", "three"));
+    CHECK(ister_consumer_receive(of, 300, &(ister_message *){NULL}, &said) == ISTER_TIMEOUT);
+    WORKS(ister_consumer_ack(of, messages, 3, &told)); /* what is about a topic that is gone is passed over */
+    WORKS(ister_consumer_nack(of, &messages[2], 1, 0, "again", &told));
+    CHECK(!ister_consumer_next_event(of, &event));
+    CHECK(ister_consumer_position(of) == 0);
+    WORKS(ister_consumer_close(of, WAIT_MS, &told));
+    CHECK(ister_consumer_receive(of, 0, &(ister_message *){NULL}, &said) == ISTER_CLOSED);
+    ister_consumer_free(of);
+    ister_consumer *other;
+    WORKS(ister_consumer_open(client, "pat/two", "other", &options, WAIT_MS, &other, &told));
+    CHECK(ister_consumer_ack(other, &messages[1], 1, &said) == ISTER_INVALID); /* it came from the pattern's */
+    ister_consumer_free(other);
+    for (int i = 0; i < 3; i++) ister_message_free(messages[i]);
+}
+
+static void a_topic_that_a_pattern_cannot_have_is_told(void) {
+    ister_consumer *of = NULL;
+    ister_error said;
+    WORKS(ister_topic_create(client, "strict/a", NULL, WAIT_MS, NULL, &told));
+    WORKS(ister_subscription_create(client, "strict/a", "all", "exclusive", (ister_place){0}, NULL, WAIT_MS, NULL,
+                                    &told));
+    CHECK(ister_consumer_open(client, "strict/>", "all", NULL, WAIT_MS, &of, &said) == ISTER_REFUSED && !of);
+    CHECK(strcmp(said.code, "subscription-type") == 0 && strstr(said.text, "strict/a"));
+    CHECK(ister_consumer_open(client, "strict/>/b", "all", NULL, WAIT_MS, &of, &said) == ISTER_REFUSED && !of);
+    WORKS(ister_consumer_open(client, "strict/*/none", "all", NULL, WAIT_MS, &of, &told));
+    if (!of) return;
+    CHECK(ister_consumer_receive(of, 50, &(ister_message *){NULL}, &said) == ISTER_TIMEOUT);
+    ister_consumer_free(of); /* without a close */
+}
+
+enum { LETTERS = 7 };
+
+static void dead_letters_are_listed_sent_back_and_deleted(void) {
+    ister_consumer *of = NULL;
+    ister_map *once = ister_map_new();
+    ister_message *found[LETTERS], *message;
+    ister_dead_letter letter;
+    size_t count = 0;
+    uint64_t waiting = 0, sent = 0;
+    ister_map_number(once, "max_deliveries", 1);
+    ister_consumer_options options = {.start = {ISTER_EARLIEST, 0}, .options = once};
+    WORKS(ister_topic_create(client, "tasks", NULL, WAIT_MS, NULL, &told));
+    WORKS(ister_dead_letters_count(client, "tasks", "workers", WAIT_MS, &waiting, &told));
+    CHECK(waiting == 0);
+    for (int i = 0; i < LETTERS; i++) publish_text("tasks", "hard");
+    WORKS(ister_consumer_open(client, "tasks", "workers", &options, WAIT_MS, &of, &told));
+    for (int i = 0; i < LETTERS; i++) {
+        WORKS(ister_consumer_receive(of, WAIT_MS, &message, &told));
+        WORKS(ister_consumer_nack(of, &message, 1, -1, "too hard", &told));
+        ister_message_free(message);
+    }
+    while (waiting < LETTERS && !failures)
+        WORKS(ister_dead_letters_count(client, "tasks", "workers", WAIT_MS, &waiting, &told));
+    WORKS(ister_dead_letters_list(client, "tasks", "workers", -1, 4, WAIT_MS, found, &count, &told));
+    CHECK(count == 4);
+    if (count != 4) return;
+    ister_dead_letter_read(found[3], &letter);
+    CHECK(strcmp(letter.topic, "tasks") == 0 && strcmp(letter.subscription, "workers") == 0 && letter.offset == 3);
+    CHECK(strcmp(letter.reason, "too hard") == 0 && letter.attempts == 1 && letter.dead_lettered_at_ms > 0);
+    WORKS(ister_dead_letters_list(client, "tasks", "workers", (int64_t)found[3]->offset, LETTERS, WAIT_MS, found + 4,
+                                  &count, &told));
+    CHECK(count == 3 && found[6]->offset == 6);
+    for (int i = 0; i < LETTERS; i++) ister_message_free(found[i]);
+    ister_redrive_options how = {.offsets = (uint64_t[]){2, 4, 5}, .offsets_count = 3, .most = 2};
+    WORKS(ister_dead_letters_redrive(client, "tasks", "workers", &how, WAIT_MS, &sent, &told));
+    CHECK(sent == 2);
+    how = (ister_redrive_options){.most = 3};
+    WORKS(ister_dead_letters_redrive(client, "tasks", "workers", &how, WAIT_MS, &sent, &told));
+    CHECK(sent == 3);
+    WORKS(ister_consumer_receive(of, WAIT_MS, &message, &told));
+    ister_attribute attribute;
+    CHECK(message->key_size == 1 && ister_message_attribute(message, "color", &attribute));
+    CHECK(ister_message_attribute(message, "ister.redriven_from", &attribute) && attribute.value_size == 17);
+    CHECK(!ister_message_attribute(message, "ister.reason", &attribute));
+    ister_message_free(message);
+    WORKS(ister_dead_letters_purge(client, "tasks", "workers", 100, WAIT_MS, &sent, &told));
+    CHECK(sent == 2);
+    WORKS(ister_dead_letters_list(client, "tasks", "workers", -1, LETTERS, WAIT_MS, found, &count, &told));
+    CHECK(count == 0);
+    ister_error said;
+    how.to = "tasks.workers.dlq";
+    CHECK(ister_dead_letters_redrive(client, "tasks", "workers", &how, WAIT_MS, NULL, &said) == ISTER_INVALID);
+    WORKS(ister_consumer_blame(of, "the test ends", &told));
+    WORKS(ister_consumer_close(of, WAIT_MS, &told));
+    CHECK(ister_consumer_blame(of, NULL, &said) == ISTER_CLOSED);
+    ister_consumer_free(of);
+    ister_map_free(once);
+}
+
 int main(int count, char **arguments) {
     ister_event event;
     if (count != 2) return 2;
@@ -193,6 +326,9 @@ int main(int count, char **arguments) {
     a_call_is_interrupted_and_nothing_else_changes();
     what_came_from_a_client_may_outlive_it();
     calls_that_cannot_be_right_are_refused_here();
+    a_pattern_follows_its_topics();
+    a_topic_that_a_pattern_cannot_have_is_told();
+    dead_letters_are_listed_sent_back_and_deleted();
     CHECK(ister_client_next_event(client, &event) && strcmp(event.code, "connected") == 0);
     CHECK(atomic_load(&logged) >= 2);
     WORKS(ister_client_close(client, WAIT_MS, &told));
