@@ -42,3 +42,21 @@ def test_a_rate_is_kept(tmp_path: Path) -> None:
     report = bench(tmp_path, "--rate", "500", "--messages", "500", "--warm-up", "0", "--message-bytes", "100")
     assert report["latency_us"]["samples"] == 500
     assert 400 < report["messages_per_second"] < 520
+
+
+def test_a_file_of_results_has_every_round_and_can_be_compared_and_drawn(tmp_path: Path) -> None:
+    """What a measurement writes is what compare and page read."""
+    file, data = tmp_path / "a.json", tmp_path / "data"
+    data.mkdir()
+    command = [sys.executable, "-m", "ister", "bench"]
+    size = ["--messages", "500", "--warm-up", "0", "--rounds", "2", "--rate", "2000", "--data", str(data)]
+    subprocess.run([*command, *size, "--json", str(file)], check=True, capture_output=True, timeout=50)
+    (measured,) = json.loads(file.read_text())["results"]
+    assert len(measured["figures"]["delivered_p50_us"]["rounds"]) == 2
+    assert measured["curves"].keys() == {"receipt", "delivered"}
+    subprocess.run([*command, "compare", str(file), str(file)], check=True, capture_output=True, timeout=50)
+    page = tmp_path / "page.html"
+    subprocess.run(
+        [*command, "page", str(file), "--out", str(page)], check=True, capture_output=True, timeout=50
+    )
+    assert page.read_text().count("<svg") == 2

@@ -6,7 +6,8 @@ measurement, so that both use the same memory.
 Invariants
 - the loops do what a program has to do and nothing else: one `send` or one `ack` per message with --api message, one
   call per batch with --api batch; every payload is read
-- only one message per batch has the time of sending (with --rate: each one), so that measuring does not become the load
+- only one message per batch has the time of sending, so that measuring does not become the load; with --rate each has
+  the time at which it was due
 - times are CLOCK_MONOTONIC in nanoseconds: the same clock in every process of a machine
 """
 
@@ -17,17 +18,18 @@ import struct
 import threading
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Final
 
 import ister
 from ister.bench.load import STAMP_BYTES, Load
+from ister.bench.pacing import Schedule, send_on_time
 from ister.errors import ClosedError, IsterError
 
 STAMP: Final = struct.Struct("<Q")
-SLEEP_NS_LEAST: Final = 50_000  # a shorter sleep costs as much as the wait it saves
+BEGIN_NS: Final = 1_000_000  # before the first message of a given rate is due
 CONNECT_S: Final = 15.0
 SUBSCRIPTION: Final = "bench"
 
@@ -42,6 +44,10 @@ class Sent:
     began_ns: int
     ended_ns: int
     cpu_seconds: float
+    receipts_ns: array[int] = field(default_factory=lambda: array("q"))  # with --rate: from when each was due
+    late_ns: array[int] = field(
+        default_factory=lambda: array("q")
+    )  # with --rate: how late each call to send began
 
 
 @dataclass(slots=True)
@@ -89,20 +95,21 @@ def consumer_main(control: Connection, endpoint: str, number: int) -> None:
 def _produce(control: Connection, client: ister.Client, run: Run) -> None:
     load = run.load
     with client.producer(run.topic, batch_bytes=load.batch_bytes, linger_ms=load.linger_ms) as producer:
+        work: Callable[[ister.Producer, Load, Sent], None]
         if load.rate is not None:
             work = _send_at_rate
         else:
             work = _send_messages if load.api == "message" else _send_batches
         control.send(READY)
         control.recv()
-        cpu = _cpu_seconds()
-        began = now()
-        work(producer, load)
+        sent = Sent(load.messages, now(), 0, _cpu_seconds())
+        work(producer, load, sent)
         producer.flush()
-        control.send(Sent(load.messages, began, now(), _cpu_seconds() - cpu))
+        sent.ended_ns, sent.cpu_seconds = now(), _cpu_seconds() - sent.cpu_seconds
+        control.send(sent)
 
 
-def _send_messages(producer: ister.Producer, load: Load) -> None:
+def _send_messages(producer: ister.Producer, load: Load, _sent: Sent) -> None:
     payload = bytes(load.message_bytes)
     rest = payload[STAMP_BYTES:]
     send = producer.send
@@ -114,7 +121,7 @@ def _send_messages(producer: ister.Producer, load: Load) -> None:
         left -= per_batch
 
 
-def _send_batches(producer: ister.Producer, load: Load) -> None:
+def _send_batches(producer: ister.Producer, load: Load, _sent: Sent) -> None:
     payload = bytes(load.message_bytes)
     rest = payload[STAMP_BYTES:]
     per_batch, left = load.messages_per_batch, load.messages
@@ -126,33 +133,30 @@ def _send_batches(producer: ister.Producer, load: Load) -> None:
         left -= per_batch
 
 
-def _send_at_rate(producer: ister.Producer, load: Load) -> None:
-    """Send each message when it is due. Its time stamp says when it should have been sent.
+def _send_at_rate(producer: ister.Producer, load: Load, sent: Sent) -> None:
+    """Send each message when it is due. Its time stamp says when that was, also if it is sent later.
 
-    The machine's timer may wake late, which is not the broker's delay: after a sleep the stamp is not before its end.
+    Receipts are measured from that time too. How late the generator itself was is noted beside them.
     """
     assert load.rate is not None
     rest = bytes(load.message_bytes)[STAMP_BYTES:]
-    gap_ns = 1e9 / load.rate
-    began = woke = now()
-    sent = 0
-    while sent < load.messages:
-        due = began + int(sent * gap_ns)
-        wait = due - now()
-        if wait > SLEEP_NS_LEAST:
-            time.sleep(wait / 1e9)
-            woke = now()
-        elif wait > 0:
-            while now() < due:
-                pass
-        if load.api == "message":
-            producer.send(STAMP.pack(max(due, woke)) + rest)
-            sent += 1
-        else:
-            ready = min(load.messages - sent, max(1, int((now() - began) / gap_ns) - sent))
-            dues = [began + int((sent + at) * gap_ns) for at in range(ready)]
-            producer.send_batch([STAMP.pack(max(each, woke)) + rest for each in dues])
-            sent += ready
+    note = sent.receipts_ns.append
+
+    def send(dues: list[int]) -> None:
+        (due,) = dues
+        receipt = producer.send(STAMP.pack(due) + rest)
+        receipt.add_done_callback(lambda _receipt: note(now() - due))
+
+    def send_batch(dues: list[int]) -> None:
+        receipt = producer.send_batch([STAMP.pack(due) + rest for due in dues])
+        receipt.add_done_callback(lambda _receipt: sent.receipts_ns.extend(now() - due for due in dues))
+
+    batches = load.api == "batch"
+    schedule = Schedule(now() + BEGIN_NS, load.rate)
+    late = send_on_time(
+        schedule, load.messages, send_batch if batches else send, now=now, sleep=time.sleep, at_once=batches
+    )
+    sent.late_ns.extend(late)
 
 
 # ---- consuming --------------------------------------------------------------------------------------------------
@@ -241,5 +245,4 @@ def _stamped(batch: ister.Batch, every: int) -> Sequence[int]:
 
 
 def _cpu_seconds() -> float:
-    times = os.times()
-    return times.user + times.system
+    return time.process_time()

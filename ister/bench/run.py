@@ -79,12 +79,14 @@ def measure(
     workers: int = 0,
     warm_up: int | None = None,
     data: str | None = None,
+    rounds: int = 1,
     say: Say = lambda _text: None,
-) -> Measured:
+) -> list[Measured]:
     """Run `load` against the broker at `endpoint`, or against one of its own, after `warm_up` messages.
 
-    `warm_up` None: as many as are measured; `workers` 0: half the cores; `data`: where the folder of its own broker is
-    created. Raises `BenchFailedError`, `ConnectionLostError` and what the client library raises.
+    Returns a result for each of `rounds`, all with the same processes, each with a topic of its own. `warm_up` None: as
+    many as are measured; `workers` 0: half the cores; `data`: where the folder of its own broker is created. Raises
+    `BenchFailedError`, `ConnectionLostError` and what the client library raises.
     """
     with ExitStack() as stack:
         file_system = "?"
@@ -102,8 +104,11 @@ def measure(
         if warm_up:
             say("warming up")
             party.run(client, replace(load, messages=warm_up), measured=False)
-        say("measuring")
-        return party.run(client, load, measured=True, file_system=file_system)
+        found = []
+        for number in range(1, rounds + 1):
+            say("measuring" if rounds == 1 else f"measuring, round {number} of {rounds}")
+            found.append(party.run(client, load, measured=True, file_system=file_system))
+        return found
 
 
 def default_workers() -> int:

@@ -1,15 +1,18 @@
-"""`ister bench`: measure throughput and latency; the work is in `ister/bench`."""
+"""`ister bench`: measure throughput and latency, compare results, draw them; the work is in `ister/bench`."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import click
 
-from ister.cli.command import Command
-from ister.cli.options import json_option
-from ister.show import print_json, stage
+from ister.cli.command import Command, Group
+from ister.cli.outcome import FAILED
+from ister.show import print_json, print_table, stage
 from ister.subscriptions import SUBSCRIPTION_TYPES, TRAITS
+from ister.words import counted
 
 _HELP_END = """\b
 Examples:
@@ -17,16 +20,24 @@ Examples:
   ister bench --message-bytes 100 --api batch
   ister bench --strategy non-reliable --rate 10000         latency at 10,000 messages a second
   ister bench --endpoint tcp://127.0.0.1:5555 --json | jq .messages_per_second
+  ister bench --rounds 5 --json before.json                a file of results, to compare and to draw
+  ister bench compare before.json after.json               what got slower beyond noise
+  ister bench page after.json --out bench.html
 
 \b
 Producer and consumers are processes of their own, on this machine. The same load runs once unmeasured first.
 Latency is from send to receipt by the consumer, sampled once a batch; without --rate it is that of full queues.
+With --rate it begins when a message was due, not when it was sent: what a slow broker holds up is counted.
 Its own broker gives a non-reliable subscription a buffer for the whole run: the transfer is measured, not the drops.
 
 Exit codes: 0 measured; 1 messages missing or a process failed; 2 wrong usage; 69 no broker there; 130 Ctrl-C."""
 
 
-@click.command(cls=Command, epilog=_HELP_END)
+class _Bench(Command, Group):
+    """A command that measures when no other is named."""
+
+
+@click.group(cls=_Bench, epilog=_HELP_END, invoke_without_command=True)
 @click.option(
     "--strategy", type=click.Choice(["reliable", "non-reliable"]), default="reliable", show_default=True
 )
@@ -91,7 +102,7 @@ Exit codes: 0 measured; 1 messages missing or a process failed; 2 wrong usage; 6
     "--rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="PER_SECOND",
-    help="Send at this pace, to measure latency.",
+    help="Send at this pace, each message when it is due, to measure latency.",
 )
 @click.option(
     "--endpoint",
@@ -110,9 +121,27 @@ Exit codes: 0 measured; 1 messages missing or a process failed; 2 wrong usage; 6
     metavar="DIR",
     help="Where the folder of its own broker is created.  [default: the folder for temporary files]",
 )
-@json_option
+@click.option(
+    "--rounds",
+    type=click.IntRange(min=1, max=100),
+    default=1,
+    show_default=True,
+    help="How often it is measured; the spread of the rounds tells noise from change.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=False,
+    flag_value="-",
+    metavar="[FILE]",
+    help="Print JSON, a line for each round; or write FILE, for compare and page.",
+)
+@click.pass_context
 def bench(
-    as_json: bool,
+    ctx: click.Context,
+    /,
+    as_json: str | None,
+    rounds: int,
     type_: Any,
     messages: int | None,
     endpoint: str | None,
@@ -122,6 +151,8 @@ def bench(
     **given: Any,
 ) -> None:
     """Measure throughput, latency and CPU time, with a producer and consumers as processes of their own."""
+    if ctx.invoked_subcommand is not None:
+        return
     from ister.bench.load import Load, messages_by_default
     from ister.bench.report import describe, lines_of
     from ister.bench.run import measure
@@ -129,10 +160,92 @@ def bench(
     messages = messages or messages_by_default(given["message_bytes"], given["rate"])
     load = Load(type=type_, messages=messages, **given)
     with stage() as say:
-        report = describe(
-            measure(load, endpoint=endpoint, workers=workers or 0, warm_up=warm_up, data=data, say=say)
+        found = measure(
+            load, endpoint=endpoint, workers=workers or 0, warm_up=warm_up, data=data, rounds=rounds, say=say
         )
-    if as_json:
-        print_json(report)
-    else:
-        print("\n".join(lines_of(report)))
+    for each in found:
+        report = describe(each)
+        if as_json == "-":
+            print_json(report)
+        else:
+            print("\n".join(lines_of(report)))
+    if as_json not in (None, "-"):
+        from ister.bench.about import about, in_words
+        from ister.bench.report import entry
+        from ister.bench.results import document
+
+        told = about(found[0].file_system, workers=found[0].workers)
+        _write(str(as_json), document(told, [entry(found)]))
+        print(in_words(told))
+
+
+@bench.command()
+@click.argument("before", type=click.Path(exists=True, dir_okay=False))
+@click.argument("after", type=click.Path(exists=True, dir_okay=False))
+@click.option("--all", "everything", is_flag=True, help="List also what did not change.")
+@click.pass_context
+def compare(ctx: click.Context, before: str, after: str, everything: bool) -> None:
+    """Name what got slower from one file of results to another, beyond noise.
+
+    A figure has changed if its medians are more than 5 % apart, and further than the rounds of either file are (highest
+    less lowest); where a file has one round only, more than 10 %. Exit codes: 0 nothing got slower; 1 something did.
+    """
+    from ister.bench.compare import changes, machines_differ, only_in
+
+    first, second = _read(before), _read(after)
+    for difference in machines_differ(first, second):
+        print(f"not the same machine or interpreter, {difference}")
+    found = list(changes(first, second))
+    columns = ("", "system", "workload", "figure", "before", "after", "ratio", "noise")
+    rows = [
+        (
+            each.verdict,
+            each.system,
+            each.name,
+            each.figure,
+            f"{each.before:,.6g}",
+            f"{each.after:,.6g}",
+            "-" if each.ratio is None else f"{each.ratio:.2f}",
+            "unknown" if each.noise is None else f"{each.noise:,.3g}",
+        )
+        for verdict in ("slower", "faster", "same")
+        for each in found
+        if each.verdict == verdict and (everything or verdict != "same")
+    ]
+    if rows:
+        print_table(columns, rows)
+    for name, one, other in ((before, first, second), (after, second, first)):
+        for missing in only_in(one, other):
+            print(f"only in {name}: {missing}")
+    slower = sum(each.verdict == "slower" for each in found)
+    print(f"{slower} of {counted(len(found), 'figure')} got slower beyond noise")
+    if slower or not found:
+        ctx.exit(FAILED)
+
+
+@bench.command()
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False), metavar="FILE..."
+)
+@click.option("--out", type=click.Path(dir_okay=False), default="bench.html", show_default=True)
+@click.option("--title", default="Ister, measured", show_default=True)
+def page(files: tuple[str, ...], out: str, title: str) -> None:
+    """Draw files of results as one page that needs no other file and no network."""
+    from ister.bench.page import page as drawn
+    from ister.bench.results import document
+
+    read = [_read(name) for name in files]
+    # machine and versions of the first; of two results with one name, the last
+    results = {(each["system"], each["name"]): each for one in read for each in one["results"]}
+    Path(out).write_text(drawn(document(read[0]["about"], results.values()), title), encoding="utf-8")
+    print(out)
+
+
+def _read(name: str) -> dict[str, Any]:
+    from ister.bench.results import parse
+
+    return parse(Path(name).read_text(encoding="utf-8", errors="replace"), name)
+
+
+def _write(name: str, found: dict[str, Any]) -> None:
+    Path(name).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
