@@ -10,7 +10,7 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ister.actors.messages import CloseProducer, Deposit, OpenProducer, Publish
 from ister.actors.runtime import Ref
@@ -30,17 +30,31 @@ class Publisher(NamedTuple):
     producer_id: int
 
 
+# So many producers of a topic may have the largest window; where there are more, those that open get smaller ones.
+WIDE_WINDOWS: Final = 8
+
+
 class Publishers:
-    """The open handles of a topic; `on_closed(producer_id)` is called when a producer has its receipts and closes."""
+    """The open handles of a topic; `on_closed(producer_id)` is called when a producer has its receipts and closes.
+
+    `window_bytes_max` is the largest window of a producer, where that is more than what every topic grants.
+    """
 
     def __init__(
-        self, topic: Ref, meta: TopicMeta, gateway: Gateway, *, on_closed: Callable[[int], None]
+        self,
+        topic: Ref,
+        meta: TopicMeta,
+        gateway: Gateway,
+        *,
+        on_closed: Callable[[int], None],
+        window_bytes_max: int = 0,
     ) -> None:
         self._topic = topic
         self._name = meta.name
         self._strategy = meta.dispatch
         self._gateway = gateway
         self._on_closed = on_closed
+        self._window_bytes_max = window_bytes_max
         self.handles: dict[int, Handle] = {}  # by producer id: the newest handle of each
 
     def open(self, command: OpenProducer, expected: int) -> None:
@@ -62,10 +76,17 @@ class Publishers:
                     Key.REF: command.ref,
                     Key.HANDLE: handle.number,
                     Key.SEQUENCE: expected,
-                    Key.BYTES: self._gateway.sessions.limits.producer_window_bytes,
+                    Key.BYTES: self._window_bytes(),
                     Key.STRATEGY: self._strategy,
                 },
             )
+
+    def _window_bytes(self) -> int:
+        """Return the window of the producer that has just opened."""
+        most = self._window_bytes_max
+        if len(self.handles) > WIDE_WINDOWS:
+            most = most * WIDE_WINDOWS // len(self.handles)
+        return max(self._gateway.sessions.limits.producer_window_bytes, most)
 
     def fence(self, command: OpenProducer) -> None:
         """Fence the handle that publishes under the id of a producer that opens."""

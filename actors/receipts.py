@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from ister.actors.messages import CloseProducer, Deposit, OpenProducer
     from ister.transport.session import Handle
 
-# batches without a receipt: 512 producers with full windows; more than that ignores the windows they were told
-AWAITING_MAX: Final = 65_536
+# Batches without a receipt: 512 producers with full windows; more than that ignores the windows they were told. With
+# durability cloud eight have windows of 1,024 batches, and those that follow share as much again, or have the usual.
+AWAITING_MAX: Final = 131_072
 DEPOSITS_MAX: Final = 10_000  # one for each subscription that sends its dead letters here
 
 

@@ -5,6 +5,7 @@ operators; its parts own the state:
 
     TopicLog     the log: opened, committed, sealed, failed, fenced, deleted
     TopicIntake  batches of producers, and what waits until the log is durable
+    CloudSeals   when segments are sealed whose upload receipts wait for
     StoreLink    what the store has, and the conversation with the Uploader
     Upkeep       retention, verification, repair
 
@@ -23,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from ister.actors.cloud_seals import CloudSeals
 from ister.actors.commits import Commits
 from ister.actors.log_state import LogState
 from ister.actors.messages import (
@@ -58,6 +60,7 @@ from ister.actors.messages import (
     WhoSubscribes,
 )
 from ister.actors.runtime import Ref, System, receives
+from ister.actors.sealing import Sealing
 from ister.actors.store_link import StoreLink
 from ister.actors.topic import Topic
 from ister.actors.topic_intake import TopicIntake
@@ -94,7 +97,10 @@ class ReliableTopic(Topic):
         directory: Ref,
         care: LogCare,
     ) -> None:
-        super().__init__(system, path, meta, gateway)
+        cloud = meta.durability == "cloud"
+        super().__init__(
+            system, path, meta, gateway, window_bytes_max=care.cloud_window_bytes if cloud else 0
+        )
         self._uploader = uploader
         self._directory = directory
         self._upkeep = Upkeep(self, meta, care, on_trimmed=self._trimmed, on_skipped=self._skipped)
@@ -109,9 +115,11 @@ class ReliableTopic(Topic):
             is_held=lambda wal: self._upkeep.trimming is wal,
             on_committed=self._link.committed,
         )
-        cloud = (
-            meta.durability == "cloud"
-        )  # everything is sealed soon, so that it is uploaded and its receipts can be sent
+        self._seals: CloudSeals | None = None
+        if cloud:  # everything is sealed soon, so that it is uploaded and its receipts can be sent
+            self._seals = CloudSeals(
+                self, self._log, self._link.view, Sealing(care.cloud_linger_s, care.uploads)
+            )
         self._intake = TopicIntake(
             meta,
             self.publishers,
@@ -122,7 +130,7 @@ class ReliableTopic(Topic):
             behind_bytes_max=care.behind_bytes_max,
             reached=self._reached,
             answer=lambda reply, message: self.system.at(reply).tell(message),
-            on_taken=(lambda: self._log.seal_soon(care.cloud_linger_s)) if cloud else None,
+            on_taken=None if self._seals is None else self._seals.taken,
         )
         self._receipts = self._intake.receipts
         self._told_end = 0  # up to where the watchers know the log to be durable
@@ -160,10 +168,14 @@ class ReliableTopic(Topic):
             wal
         )  # first: sealed segments must fit the store before the topic is claimed there
         self._link.keep(wal)
+        if self._seals is not None:
+            self._seals.taken()
 
     def log_failing(self, error: StorageError, wal: Wal | None) -> None:
         """Refuse everything that has no receipt yet."""
         self._intake.log_failing(error, wal)
+        if self._seals is not None:
+            self._seals.closed()
 
     def log_failed(self, error: StorageError) -> None:
         """Tell the watchers."""
@@ -262,6 +274,8 @@ class ReliableTopic(Topic):
         wal, store = self._log.wal, self._link.view
         before = self._begins(wal) if wal is not None and store.known else None
         store.uploaded(command)
+        if self._seals is not None:
+            self._seals.stored()
         self._link.answer_fenced(fenced=False)
         if wal is None:
             return

@@ -39,7 +39,8 @@ class StoreView:
         self.start = 0  # what is below was dropped by retention
         self.trouble: str | None = None  # why the store is behind, if known
         self.stopped = False  # nothing is uploaded any more until an operator has acted
-        self.behind_bytes = 0  # bytes of sealed segments that the store does not have yet
+        # bytes of sealed segments that the store does not have yet, and how many they are
+        self.behind_bytes = self.behind_segments = 0
         self._gaps: tuple[tuple[int, int], ...] = ()  # what the store has lost
         # the offsets of damaged segments of which the store has what is left
         self._partly: tuple[tuple[int, int], ...] = ()
@@ -94,6 +95,7 @@ class StoreView:
         """Count the bytes of sealed segments that the store does not have yet."""
         first = bisect_left(sealed, self.watermark, key=_base)
         self.behind_bytes = sum(segment.bytes for segment in sealed[first:])
+        self.behind_segments = len(sealed) - first
 
     # ---- what it is told ----------------------------------------------------------------------------------------
 

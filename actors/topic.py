@@ -60,11 +60,15 @@ class Watchers:
 class Topic(LoopActor):
     """What both kinds of topics share: open producers and watchers."""
 
-    def __init__(self, system: System, path: str, meta: TopicMeta, gateway: Gateway) -> None:
+    def __init__(
+        self, system: System, path: str, meta: TopicMeta, gateway: Gateway, *, window_bytes_max: int = 0
+    ) -> None:
         super().__init__(system, path)
         self.meta = meta
         self.intake = Intake()
-        self.publishers = Publishers(self.ref, meta, gateway, on_closed=self.producer_closed)
+        self.publishers = Publishers(
+            self.ref, meta, gateway, on_closed=self.producer_closed, window_bytes_max=window_bytes_max
+        )
         self.watchers = Watchers(system)
 
     def producer_closed(self, producer_id: int) -> None:

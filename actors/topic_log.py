@@ -76,7 +76,6 @@ class TopicLog:
         self._events = events
         self._topic = meta.name
         self._waits_for_sync = meta.durability != "os"
-        self._seals_for_receipts = meta.durability == "cloud"
         self._open_log = open_log
         self._erase = erase
         self._commits = commits
@@ -91,7 +90,6 @@ class TopicLog:
         self._reopen: Timer | None = None
         self._commit_scheduled = False
         self._background_commit: Timer | None = None  # for durability "os"
-        self._seal_timer: Timer | None = None  # for a segment that is to be sealed soon
         # Where the segment that is being written begins, and since when it has records
         self._filling = (-1, 0.0)
         self._appended = (-1, 0.0)  # where it ended when last looked at, and since when
@@ -274,15 +272,6 @@ class TopicLog:
             self.seal()
         self._rest()
 
-    def seal_soon(self, delay_s: float) -> None:
-        """Seal what was written so far within `within_s`, whatever arrives until then."""
-        if self._seal_timer is None:
-            self._seal_timer = self._host.call_later(delay_s, self._seal_now)
-
-    def _seal_now(self) -> None:
-        self._seal_timer = None
-        self.seal()
-
     def _filled_for_long(self, wal: Wal) -> bool:
         """Return whether the segment that is being written is old enough, even if the wall clock was set."""
         now_s, base = self._host.clock.monotonic(), wal.sealed_end
@@ -291,22 +280,21 @@ class TopicLog:
             return False
         return (now_s - self._filling[1]) * 1000 >= wal.settings.segment_age_ms_max
 
-    def seal(self) -> None:
-        """Seal what was written so far; if the disk is full and receipts wait for it, try again a little later."""
+    def seal(self) -> bool:
+        """Seal what was written so far; return False if that is to be tried again later, because the disk is full."""
         wal = self.wal
         if wal is None:
-            return
+            return True
         try:
             wal.seal()
         except DiskFullError as error:
             log.warning("topic %s: its segment could not be sealed: %s", self._topic, error)
-            if self._seals_for_receipts:
-                self.seal_soon(SEAL_CHECK_S)
-            return
+            return False
         except StorageError as error:
             self.fail(error)
-            return
+            return True
         self.schedule_commit()
+        return True
 
     def _rest(self) -> None:
         """Free the disk space that the log holds in reserve, when nothing was appended for a while."""

@@ -53,6 +53,8 @@ class LogCare:
     behind_bytes_max: int  # bytes that may wait for the store
     segment_bytes: int
     cloud_linger_s: float
+    cloud_window_bytes: int  # bytes of a producer of durability cloud without a receipt
+    uploads: int  # segments of one topic that are on their way to the store at once
 
 
 class _Verification:

@@ -273,6 +273,8 @@ class Worker:
                 behind_bytes_max=settings.behind_bytes_max,
                 segment_bytes=settings.segment_bytes_max,
                 cloud_linger_s=settings.cloud_linger_ms / 1000,
+                cloud_window_bytes=self._given.settings.protocol.cloud_window_bytes,
+                uploads=self._given.settings.tier.upload_parallel,
             ),
         )
 

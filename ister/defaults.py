@@ -118,6 +118,16 @@ class ProtocolSettings(_Section, frozen=True, kw_only=True):
             "Bytes of a producer without a receipt; two batches of the largest size keep the pipeline full.",
         ),
     ] = 8 * MIB
+    cloud_window_bytes: Annotated[
+        int,
+        _number(
+            "bytes",
+            1,
+            GIB,
+            "The same for durability cloud, if that is more: a producer uses what the store takes within a second, "
+            "and keeps it in its memory. More than eight producers of a topic get less each.",
+        ),
+    ] = 64 * MIB
     heartbeat_ms: Annotated[
         int,
         _number(
@@ -243,7 +253,8 @@ class LogSettings(_Section, frozen=True, kw_only=True):
             "ms",
             1,
             60_000,
-            "Durability cloud: a segment is sealed and uploaded this long after its first message.",
+            "Durability cloud: a segment is sealed and uploaded this long after its first message, or sooner. A store "
+            "charges for each object: on average at most one of less than 1 MiB is made in this time.",
         ),
     ] = 250
     check_core_percent: Annotated[

@@ -22,6 +22,7 @@ from ister.clientsession import Frame, Session, back_off_s, remote_error
 from ister.errors import IsterError, RemoteProtocolError
 from ister.gathering import Gathering
 from ister.receipts import Shipment
+from ister.window import Window
 from ister.wire import Key, Type
 
 Phase = Literal["idle", "opening", "open", "waiting", "closing", "closed"]
@@ -97,15 +98,13 @@ class Publication:
         self.batches: deque[Outgoing] = deque()
         self.refused: Shipment | None = None  # one that failed, to be raised if its receipt is not used
         self.bytes = 0
-        self._window = 0
-        self._in_flight_max = 1
+        self._window = Window(window_bytes)
         self._sent = 0  # how many of `batches` were sent over this connection
         self._next = 0
         self._expected = 0  # what the broker expects next on this connection
         self._numbers_refused: deque[tuple[int, int, IsterError]] = deque(maxlen=REFUSED_MAX)
         self._gap = False  # a refused batch was dropped, and the broker still expects its sequence
         self._batch_bytes = batch_bytes
-        self._window_bytes = window_bytes
         self._callbacks = callbacks
         self._failures = 0
         self._due = 0.0
@@ -139,9 +138,11 @@ class Publication:
         """Whether a batch of `size` body bytes may be sealed now."""
         if not self.opened or self.phase == "closed":
             return False
-        return (not self.bytes or self.bytes + size <= self._window) and len(
-            self.batches
-        ) < self._in_flight_max
+        window = self._window
+        if (not self.bytes or self.bytes + size <= window.bytes) and len(self.batches) < window.batches:
+            return True
+        window.pressed = True
+        return False
 
     def seal(self) -> None:
         """Make a batch of what is gathered and send it as soon as may be."""
@@ -223,9 +224,7 @@ class Publication:
         if not self._step("opened") or self.session is None:
             return
         limits = self.session.limits
-        granted = header.get(Key.BYTES, limits.producer_window_bytes)
-        self._window = granted if self._window_bytes is None else min(granted, self._window_bytes)
-        self._in_flight_max = limits.batches_in_flight_max
+        self._window.grant(header.get(Key.BYTES, limits.producer_window_bytes), limits)
         self.gathered.batch_bytes = min(self._batch_bytes, limits.batch_bytes_max, limits.message_bytes_max)
         self.strategy = header.get(Key.STRATEGY, "")
         if not self.opened:
@@ -239,15 +238,16 @@ class Publication:
         """Handle a RECEIPT or an ERROR."""
         kind, header, _body, now = frame
         if kind == Type.RECEIPT:
-            self._on_receipts(header[Key.RECEIPTS])
+            self._on_receipts(header[Key.RECEIPTS], now)
         elif kind == Type.ERROR:
             self._on_refusal(header, header.get(Key.SEQUENCE), now)
         else:
             raise RemoteProtocolError(f"a frame of type {kind} came for a producer")
 
-    def _on_receipts(self, pairs: list[int]) -> None:
+    def _on_receipts(self, pairs: list[int], now: float) -> None:
         self._failures = 0
         self.trouble = None
+        unanswered = self.bytes
         for at in range(0, len(pairs), 2):
             sequence, first = pairs[at], pairs[at + 1]
             batches = self.batches
@@ -264,6 +264,7 @@ class Publication:
             self.bytes -= batch.size
             batch.shipment.first = first
             self._resolve(batch.shipment)
+        self._window.answered(unanswered - self.bytes, now)
         self._advance()
         self._settle()
 

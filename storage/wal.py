@@ -407,6 +407,16 @@ class Wal:
         return tuple(self._segments.set_aside)
 
     @property
+    def sealing(self) -> int:
+        """Return how many segments have their end written, and are sealed once their commit has ended."""
+        return len(self._seals) + (0 if self._commit is None else len(self._commit.seals))
+
+    @property
+    def unsealed_bytes(self) -> int:
+        """Return how many bytes the segment that is being written has."""
+        return 0 if self._active is None else self._active.end
+
+    @property
     def sealed_end(self) -> int:
         """Return the offset after the sealed segments, damaged ones included."""
         return self.next_offset if self._active is None else self._active.base

@@ -156,3 +156,16 @@ def test_who_watches_is_told() -> None:
     watchers.node_stopped("worker-0")
     watchers.tell("more")
     assert told[2:] == [(there, "more")]
+
+
+def test_a_wider_window_is_granted_and_shared_by_many(front: Front) -> None:
+    """The first eight have it whole; the more there are, the less a new one gets, and never less than is usual."""
+    wide = Publishers(TOPIC, META, cast(Gateway, front), on_closed=front.closed.append, window_bytes_max=8000)
+    granted: list[int] = []
+    front.send = lambda _session, header: granted.append(header[Key.BYTES])  # type: ignore[method-assign]
+    for number in range(1, 101):
+        wide.open(OpenProducer(front.handle(number), 1, 50, number, 0), 0)
+    assert granted[:8] == [8000] * 8
+    assert granted[8:16] == [64_000 // number for number in range(9, 17)]
+    assert granted[-1] == 1000
+    assert granted == sorted(granted, reverse=True)

@@ -15,7 +15,6 @@ from ister.actors.topic_log import (
     ERASE_RETRY_S,
     ERASE_TRIES,
     REOPEN_DELAY_S,
-    SEAL_CHECK_S,
     TopicLog,
 )
 from ister.errors import DamagedError, DiskFullError, StorageError
@@ -299,29 +298,17 @@ def test_a_log_that_is_stopped_has_nothing_to_recover(owner: Owner) -> None:
     assert (wal.pending, wal.proven, wal.closed) == (False, True, True)
 
 
-@pytest.mark.parametrize(("durability", "waits"), [("fsync", 0), ("cloud", 1)])
-def test_a_disk_too_full_to_seal_is_no_failure(durability: str, waits: int) -> None:
-    """It is sealed when there is room; if receipts wait for it, the disk is checked again soon."""
+@pytest.mark.parametrize("durability", ["fsync", "cloud"])
+def test_a_disk_too_full_to_seal_is_no_failure(durability: str) -> None:
+    """It says that it was not sealed, and is sealed when there is room."""
     owner = Owner(durability)
     owner.log.open()
     owner.wals[0].full = True
-    owner.log.seal()
-    owner.log.seal()
-    assert (owner.log.state, owner.waiting()) == (LogState.OPEN, waits)
+    assert not owner.log.seal()
+    assert (owner.log.state, owner.waiting()) == (LogState.OPEN, 0)
     owner.wals[0].full = False
-    owner.passes(SEAL_CHECK_S)
-    assert (owner.wals[0].sealed, owner.waiting()) == (waits, 0)
-
-
-def test_what_is_to_be_sealed_soon_is_sealed_once(owner: Owner) -> None:
-    """However much is appended until then; later messages are sealed later."""
-    for _ in range(3):
-        owner.log.seal_soon(0.2)
-    owner.passes(0.2)
+    assert owner.log.seal()
     assert owner.wals[0].sealed == 1
-    owner.log.seal_soon(0.2)
-    owner.passes(0.2)
-    assert owner.wals[0].sealed == 2
 
 
 def test_a_batch_that_is_refused_is_no_failure_of_the_log(owner: Owner) -> None:
