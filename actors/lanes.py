@@ -370,6 +370,11 @@ class Lanes:
                     lane.owner = None
                 self._rest(lane)
 
+    def settle_all(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Do so for many ranges."""
+        for first, end in ranges:
+            self.settle(first, end)
+
     def hold(self, first: int, end: int) -> None:
         """Block the keys of what is in flight of [first, end) until that is settled or given back."""
         for offset in range(first, end):

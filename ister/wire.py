@@ -251,6 +251,9 @@ REQUIRED: Final[dict[int, frozenset[int]]] = {
 }
 
 
+_INTEGERS: Final = frozenset({int})
+
+
 def encode_header(header: Mapping[int, Any]) -> bytes:
     """Return a header as CBOR bytes."""
     return cbor2.dumps(header)
@@ -312,7 +315,8 @@ def _check_kind(key: int, kind: str, value: Any) -> None:
         good = (
             type(value) is list
             and len(value) % 2 == 0
-            and all(type(number) is int and 0 <= number <= U64_MAX for number in value)
+            and set(map(type, value)) <= _INTEGERS
+            and (not value or (min(value) >= 0 and max(value) <= U64_MAX))
         )
     elif kind == "bytes":
         good = type(value) is bytes and len(value) == 16

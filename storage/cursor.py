@@ -9,8 +9,10 @@ No bytes and no files: `cursor_format.py` has the bytes, `cursor_journal.py` the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
+from ister.storage.marked_ranges import MarkedRanges
 from ister.storage.ranges import RangeSet
 from ister.words import counted
 
@@ -21,12 +23,12 @@ FAILURES_MAX: Final = 20_000
 class Cursor:
     """The acknowledged messages of one log: everything below `low`, and `ranges` above it."""
 
-    __slots__ = ("failed", "low", "ranges", "start", "waits")
+    __slots__ = ("_above", "failed", "low", "start", "waits")
 
     def __init__(self, start: int, low: int | None = None, ranges: RangeSet | None = None) -> None:
         self.start = start
         self.low = start if low is None else low
-        self.ranges = RangeSet() if ranges is None else ranges
+        self._above = MarkedRanges(ranges)
         # offset: (deliveries, failures), of unacknowledged messages
         self.failed: dict[int, tuple[int, int]] = {}
         # offset: (not before (unix ms), length of that wait when it was requested (ms; 0: not known)), of some
@@ -41,12 +43,48 @@ class Cursor:
         if self.failed:
             self._forget_failures(first, end)
         # In order, with nothing above: the usual case.
-        if first <= low and ((above := self.ranges.first) is None or above > end):
+        above = self._above
+        if first <= low and not above.is_dense and ((next_ := above.first_range) is None or next_ > end):
             self.low = end
             return end - low
-        new = self.ranges.add(first if first > low else low, end)
-        self.low = self.ranges.pop_through(low)
+        new = above.add(first if first > low else low, end)
+        if first <= low:
+            self.low = above.pop_through(low)
         return new
+
+    def acknowledge_all(self, ranges: Sequence[tuple[int, int]]) -> int:
+        """Acknowledge many ranges, which ascend and do not overlap; return how many messages were not before."""
+        low = self.low
+        if self.failed or ranges[0][0] < low:
+            return sum(self.acknowledge(first, end) for first, end in ranges)
+        new = self._above.add_all(ranges)
+        if ranges[0][0] == low:
+            self.low = self._above.pop_through(low)
+        return new
+
+    @property
+    def ranges(self) -> RangeSet:
+        """What is acknowledged above `low`; not to be changed."""
+        return self._above.view()
+
+    @property
+    def holes(self) -> int:
+        """The memory that the ranges take, in ranges."""
+        return self._above.holes
+
+    @property
+    def ranges_at_most(self) -> int:
+        """How many ranges there may be: those that are kept as bytes are not counted for this."""
+        return self._above.ranges_at_most
+
+    @property
+    def end(self) -> int:
+        """The offset after the highest one that is acknowledged."""
+        return max(self.low, self._above.end or 0)
+
+    def end_of(self, offset: int) -> int:
+        """Return the first offset from `offset` on that is not acknowledged."""
+        return self._above.end_of(max(offset, self.low))
 
     def fail(self, first: int, end: int, deliveries: int, failures: int) -> bool:
         """Record how often messages were delivered and failed; return False if no more failures can be kept."""
@@ -85,11 +123,11 @@ class Cursor:
 
     def is_acknowledged(self, offset: int) -> bool:
         """Return whether one offset is acknowledged."""
-        return offset < self.low or offset in self.ranges
+        return offset < self.low or offset in self._above
 
     def pending(self, first: int, end: int) -> list[tuple[int, int]]:
         """Return the parts of [first, end) that are not acknowledged."""
-        return self.ranges.gaps(max(first, self.low), end)
+        return self._above.gaps(max(first, self.low), end)
 
     def unacknowledged(self, end: int) -> int:
         """Return how many offsets below `end` are not acknowledged."""
@@ -97,7 +135,8 @@ class Cursor:
 
     def copy(self) -> Cursor:
         """Return an independent copy."""
-        twin = Cursor(self.start, self.low, self.ranges.copy())
+        twin = Cursor(self.start, self.low)
+        twin._above = self._above.copy()
         twin.failed, twin.waits = dict(self.failed), dict(self.waits)
         return twin
 

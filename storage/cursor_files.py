@@ -38,7 +38,7 @@ def acknowledged_by_journal(disk: Disk, folder: str, incarnation: bytes) -> dict
             cursor, *_ = parse_journal(name, disk.read(f"{folder}/{name}"), incarnation)
         except (DamagedError, FileNotFoundError):
             continue
-        found[name] = max(cursor.low, cursor.ranges.end or 0)
+        found[name] = cursor.end
     return found
 
 

@@ -116,7 +116,7 @@ def _encode_runs(packed: struct.Struct, known: dict[int, tuple[int, int]]) -> by
 
 def encoded_bytes(cursor: Cursor) -> int:
     """Return about how long `encode_journal` would make it."""
-    ranges, failed = len(cursor.ranges), len(cursor.failed) + len(cursor.waits)
+    ranges, failed = cursor.ranges_at_most, len(cursor.failed) + len(cursor.waits)
     return JOURNAL_HEADER_BYTES + 3 * ENTRY_HEADER_BYTES + 16 * (1 + ranges) + FAILED_RUN.size * failed
 
 

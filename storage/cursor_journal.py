@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os.path
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from ister.errors import DiskFullError, LogFailedError, StorageError
@@ -36,7 +36,7 @@ from ister.storage.cursor_format import (
     salt_of_journal,
 )
 from ister.storage.disk import Disk, File
-from ister.storage.ranges import RangeSet
+from ister.storage.marked_ranges import MarkedRanges
 from ister.storage.reserve import Reserve
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ class CursorJournal:
         self._file = file
         self._end = end
         self._salt = salt_of_journal(incarnation)
-        self._noted = RangeSet()
+        self._noted = MarkedRanges()
         self._failures: list[bytes] = []  # noted
         self._waits: list[bytes] = []  # the same
         self._since: list[bytes] | None = None  # entries flushed since a compaction began
@@ -148,6 +148,13 @@ class CursorJournal:
             self._noted.add(first, end)
         return new
 
+    def note_all(self, ranges: Sequence[tuple[int, int]]) -> int:
+        """Acknowledge many ranges, which ascend and do not overlap, in the next `flush`; return how many were new."""
+        new = self.cursor.acknowledge_all(ranges)
+        if new:
+            self._noted.add_all(ranges)
+        return new
+
     def note_failed(
         self, first: int, end: int, deliveries: int, failures: int, until_ms: int = 0, wait_ms: int = 0
     ) -> bool:
@@ -183,7 +190,7 @@ class CursorJournal:
             raise self.failed
         if not self.noted:
             return 0
-        entry = encode_entry(self._salt, ACKNOWLEDGED, self._noted.encode()) if self._noted else b""
+        entry = encode_entry(self._salt, ACKNOWLEDGED, self._noted.view().encode()) if self._noted else b""
         if self._failures:
             entry += encode_entry(self._salt, FAILED, b"".join(self._failures))
         if self._waits:
@@ -195,7 +202,7 @@ class CursorJournal:
         if not appended:  # the file was rewritten, with all of it
             return len(entry)
         self._end += len(entry)
-        self._noted, self._failures, self._waits = RangeSet(), [], []
+        self._noted, self._failures, self._waits = MarkedRanges(), [], []
         if self._since is not None:
             self._since.append(entry)
         return len(entry)
@@ -237,7 +244,7 @@ class CursorJournal:
         file, self._end = fresh_file(self._disk, self.path, self.incarnation, self.cursor)
         self._file.close()
         self._file = file
-        self._noted, self._failures, self._waits = RangeSet(), [], []
+        self._noted, self._failures, self._waits = MarkedRanges(), [], []
         self._unproven, self._folder_dirty = b"", False
 
     def _fail(self, done: str, error: BaseException) -> LogFailedError:
@@ -369,7 +376,7 @@ class CursorJournal:
         self._file.close()
         self._file, self._end = file, fresh.size
         self.cursor = moved
-        self._noted, self._failures, self._waits = RangeSet(), [], []
+        self._noted, self._failures, self._waits = MarkedRanges(), [], []
         self._unproven, self._folder_dirty = b"", False
 
     @property

@@ -25,6 +25,7 @@ from ister.actors.subscription.schedule import Schedule
 from ister.subscriptions import TRAITS
 
 HOLDERS_MAX = 10  # consumers or keys that `explain` names
+MANY_RANGES = 8  # in one frame; so many are noted and settled together
 LOST = "its consumer was lost"
 
 
@@ -59,9 +60,14 @@ class Acknowledgments(SubscriptionPart):
             return  # the acknowledgment is for an earlier actor of this subscription, which failed
         if self._stands_by and self._comes_too_late(command, command.ranges):
             return
-        for first, end in command.ranges:
-            if journal.note(first, end):
-                self._queue.settled(first, end)
+        ranges = command.ranges
+        if len(ranges) >= MANY_RANGES:
+            if journal.note_all(ranges):
+                self._queue.settled_all(ranges)
+        else:
+            for first, end in ranges:
+                if journal.note(first, end):
+                    self._queue.settled(first, end)
         self._settle(command)
 
     @receives(AcknowledgedUntil)

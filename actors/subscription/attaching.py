@@ -176,7 +176,7 @@ class Attaching(SubscriptionPart):
         """
         cursor = journal.cursor
         # with durability cloud, the log may be ahead of what may be delivered if the store lost objects
-        reached = max(cursor.low, cursor.ranges.end or 0)
+        reached = cursor.end
         if reached <= end:
             return
         text = f"the log of topic {self._topic!r} ends at offset {end}, but {reached} was acknowledged"

@@ -12,7 +12,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ister.actors.explain_state import Holder, State
@@ -233,7 +233,7 @@ class ByKey(Delivery):
         if self._schedule.is_expired(batch):
             self._schedule.expire(first, end)
         elif not (pending := cursor.pending(first, end)):
-            if (behind := min(cursor.ranges.end_of(end), source.durable_end)) > end:
+            if (behind := min(cursor.end_of(end), source.durable_end)) > end:
                 source.take_to(end)
                 source.jump_to(behind)
                 return True
@@ -296,6 +296,11 @@ class ByKey(Delivery):
     def settled(self, first: int, end: int) -> None:
         """Let the keys of these messages continue."""
         self._lanes.settle(first, end)
+        self._subscription.wake()
+
+    def settled_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Let the keys of all these messages continue."""
+        self._lanes.settle_all(ranges)
         self._subscription.wake()
 
     def acknowledged(self) -> None:

@@ -13,7 +13,7 @@ Invariants
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -108,6 +108,14 @@ class CursorLog(SubscriptionPart):
         """Acknowledge [first, end), in the journal within the flush interval; return how many messages were new."""
         assert self._journal is not None
         new = self._journal.note(first, end)
+        if new:
+            self.flush_soon()
+        return new
+
+    def note_all(self, ranges: Sequence[tuple[int, int]]) -> int:
+        """Acknowledge many ranges, which ascend and do not overlap; otherwise as `note`."""
+        assert self._journal is not None
+        new = self._journal.note_all(ranges)
         if new:
             self.flush_soon()
         return new
@@ -233,8 +241,8 @@ class CursorLog(SubscriptionPart):
         done(None)
 
     def holes(self) -> int:
-        """Return how many ranges are acknowledged above the low watermark: the cursor's memory grows with them."""
-        return 0 if self._journal is None else len(self._journal.cursor.ranges)
+        """Return the memory that what is acknowledged above the low watermark takes, in ranges."""
+        return 0 if self._journal is None else self._journal.cursor.holes
 
     def pending(self, end: int, ranges_max: int) -> list[tuple[int, int]]:
         """Return the first ranges below `end` that are not acknowledged."""

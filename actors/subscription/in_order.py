@@ -11,7 +11,7 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ister.actors.explain_state import State
@@ -154,9 +154,7 @@ class InOrder(Delivery):
                 if self._redelivery and (piece := self._piece_again(member, messages_max)) is not None:
                     return piece
                 continue
-            above = cursor.ranges.end
-            clear = cursor.low <= source.next and (above is None or above <= source.next)
-            if clear and not remembered.knows(source.next):
+            if cursor.end <= source.next and not remembered.knows(source.next):
                 return source.take_piece(messages_max, schedule.too_old_ms())
             # some of the following messages are acknowledged already or failed before: deliver those between them
             pending = remembered.fresh(max(batch.first_offset, source.next), batch_end)
@@ -168,7 +166,7 @@ class InOrder(Delivery):
                 source.take_to(end)
                 return cut(batch, first, end, deliveries + 1, failures)
             source.take_to(batch_end)
-            if (behind := min(cursor.ranges.end_of(source.next), source.durable_end)) > source.next:
+            if (behind := min(cursor.end_of(source.next), source.durable_end)) > source.next:
                 source.jump_to(behind)
         return None
 
@@ -206,6 +204,10 @@ class InOrder(Delivery):
         """Dispatch again, if this message blocked the subscription."""
         if self._failures.poison.blocking:
             self._subscription.wake()
+
+    def settled_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Do so for many ranges."""
+        self.settled(*ranges[0])
 
     def acknowledged(self) -> None:
         """Look at new messages again, if there was no room for them before."""

@@ -162,6 +162,9 @@ class Queue(Protocol):
     def settled(self, first: int, end: int) -> None:
         """The messages [first, end) are acknowledged, or need no delivery any more."""
 
+    def settled_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """The same of many ranges, which ascend and do not overlap."""
+
     def acknowledged(self) -> None:
         """Something was acknowledged: there may be room for more."""
 

@@ -210,7 +210,7 @@ class Schedule(SubscriptionPart):
         """
         cursor = self._journal.cursor
         first, end = ranges[0]
-        first = cursor.ranges.end_of(max(first, cursor.low))
+        first = cursor.end_of(max(first, cursor.low))
         if first < end:
             return first
         ranges.popleft()
