@@ -1,6 +1,7 @@
 """Messages in flight at a consumer, and messages that wait for redelivery; pure.
 
-Both are kept as ranges of offsets, never as single messages: messages that were delivered together cost one entry.
+Both are kept as ranges of offsets: messages that were delivered together cost one entry. Messages that were delivered
+together and lie apart are in `scattered.py`.
 
 Invariants
 - the ranges of one `InFlight` never overlap
@@ -12,24 +13,18 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from itertools import chain, starmap
+from typing import Final
 
+from ister.actors.scattered import NEVER, Held, Scattered
 from ister.backoff import doubled
+
+__all__ = ["NEVER", "Held", "InFlight", "Redelivery"]
 
 DELAY_MS_MAX: Final = (
     86_400_000  # a day: the longest delay of a refused message; longer waits belong elsewhere
 )
-# the deadline of messages that wait in a client: its program does not have them yet
-NEVER: Final = float("inf")
-
-
-class Held(NamedTuple):
-    """A half-open range of offsets, delivered together for the `attempt`-th time after `failures` failures."""
-
-    first: int
-    end: int
-    attempt: int
-    failures: int = 0
 
 
 def back_off_ms(failures: int, ms_min: int, ms_max: int) -> int:
@@ -45,15 +40,25 @@ class InFlight:
         self._parts: list[tuple[Held, float]] = []  # each with its deadline
         # A heap of (deadline, first) of those that have a deadline; it may contain settled ones.
         self._queue: list[tuple[float, int]] = []
-        self.messages = 0
+        self._messages = 0  # in the ranges
+        self._scattered = Scattered()
 
     def __len__(self) -> int:
-        return len(self._firsts)
+        return len(self._firsts) + len(self._scattered)
+
+    @property
+    def messages(self) -> int:
+        """How many messages are in flight."""
+        return self._messages + len(self._scattered)
 
     def deliver(self, first: int, end: int, attempt: int, deadline_s: float, failures: int = 0) -> None:
         """Note a delivery of a range that is not in flight here yet."""
         self._put(Held(first, end, attempt, failures), deadline_s)
         self._bound_queue()
+
+    def deliver_scattered(self, offsets: Sequence[int], attempt: int, failures: int = 0) -> None:
+        """Note a delivery of messages that lie apart, and are not in flight here yet; they have no deadline."""
+        self._scattered.deliver(offsets, attempt, failures)
 
     def _put(self, held: Held, deadline_s: float) -> None:
         firsts, first = self._firsts, held.first
@@ -66,7 +71,7 @@ class InFlight:
             self._parts.insert(at, (held, deadline_s))
         if deadline_s != NEVER:
             heapq.heappush(self._queue, (deadline_s, first))
-        self.messages += held.end - first
+        self._messages += held.end - first
 
     def _bound_queue(self) -> None:
         """Drop settled entries from the heap of deadlines, once they are most of it."""
@@ -78,6 +83,27 @@ class InFlight:
 
     def settle(self, first: int, end: int) -> list[Held]:
         """Take out an acknowledged or refused range; return the parts of it that were in flight here."""
+        settled = self._settle_ranges(first, end)
+        if self._scattered and (apart := self._scattered.take(first, end)):
+            return sorted(settled + apart)
+        return settled
+
+    def settle_all(self, ranges: Sequence[tuple[int, int]]) -> int:
+        """Take out many acknowledged ranges, ascending and not overlapping; return how many messages were here."""
+        count = 0
+        if self._scattered:
+            size = sum(end - first for first, end in ranges)
+            if size > 2 * (len(ranges) + len(self._scattered)):
+                return sum(held.end - held.first for part in ranges for held in self.settle(*part))
+            count = self._scattered.settle(list(chain.from_iterable(starmap(range, ranges))))
+            if count == size:
+                return count
+        if self._firsts:
+            for first, end in ranges:
+                count += sum(held.end - held.first for held in self._settle_ranges(first, end))
+        return count
+
+    def _settle_ranges(self, first: int, end: int) -> list[Held]:
         firsts, parts = self._firsts, self._parts
         low = bisect_right(firsts, first) - 1
         if low < 0 or parts[low][0].end <= first:
@@ -91,7 +117,7 @@ class InFlight:
         del firsts[low:high], parts[low:high]
         settled = []
         for held, deadline_s in taken:
-            self.messages -= held.end - held.first
+            self._messages -= held.end - held.first
             if held.first >= first and held.end <= end:
                 settled.append(held)
                 continue
@@ -113,11 +139,23 @@ class InFlight:
             heapq.heappush(self._queue, (deadline_s, first))
             self._bound_queue()
             return end - first
-        extended = self.settle(first, end)
+        extended = self._settle_ranges(first, end)
         for held in extended:
             self._put(held, deadline_s)
         self._bound_queue()
-        return sum(held.end - held.first for held in extended)
+        count = sum(held.end - held.first for held in extended)
+        if self._scattered:
+            apart = [offset for offset in range(first, end) if offset in self._scattered]
+            if apart:
+                count += self._scattered.extend(apart, deadline_s)
+        return count
+
+    def extend_scattered(self, offsets: Sequence[int], deadline_s: float) -> None:
+        """Give those of some messages that are in flight another deadline."""
+        if self._scattered.extend(offsets, deadline_s) < len(offsets) and self._firsts:
+            for offset in offsets:
+                if offset not in self._scattered:
+                    self.extend(offset, offset + 1, deadline_s)
 
     def expire(self, now_s: float) -> list[Held]:
         """Take out and return what was due by `now_s`."""
@@ -130,12 +168,15 @@ class InFlight:
                 break
             heapq.heappop(self._queue)
             if current:
-                expired += self.settle(first, self._parts[at][0].end)
-        return expired
+                expired += self._settle_ranges(first, self._parts[at][0].end)
+        return expired + self._scattered.expire(now_s)
 
     def next_deadline_s(self) -> float | None:
         """Return when `expire` may next return something, or None."""
-        return self._queue[0][0] if self._firsts and self._queue else None
+        apart = self._scattered.oldest_deadline_s()
+        if not (self._firsts and self._queue):
+            return apart
+        return self._queue[0][0] if apart is None else min(self._queue[0][0], apart)
 
     def oldest_deadline_s(self) -> float | None:
         """Return the deadline of the range that has been in flight for longest, or None."""
@@ -143,31 +184,36 @@ class InFlight:
             deadline_s, first = self._queue[0]
             at = bisect_right(self._firsts, first) - 1
             if at >= 0 and self._firsts[at] == first and self._parts[at][1] == deadline_s:
-                return deadline_s
+                apart = self._scattered.oldest_deadline_s()
+                return deadline_s if apart is None else min(deadline_s, apart)
             heapq.heappop(self._queue)
-        return None
+        return self._scattered.oldest_deadline_s()
 
     def release_waiting(self) -> list[Held]:
         """Take out and return the ranges without a deadline: they wait in the client."""
-        return [
+        found = [
             held
             for waiting, deadline_s in list(self._parts)
             if deadline_s == NEVER
-            for held in self.settle(waiting.first, waiting.end)
+            for held in self._settle_ranges(waiting.first, waiting.end)
         ]
+        return sorted(found + self._scattered.release(waiting=True, taken=False))
 
     def release_taken(self) -> list[Held]:
         """Take out and return the ranges with a deadline: the program has them in hand."""
-        return [
+        found = [
             held
             for taken, deadline_s in list(self._parts)
             if deadline_s != NEVER
-            for held in self.settle(taken.first, taken.end)
+            for held in self._settle_ranges(taken.first, taken.end)
         ]
+        return sorted(found + self._scattered.release(waiting=False, taken=True))
 
     def release(self) -> list[Held]:
         """Take out and return everything, lowest offset first."""
         released = [held for held, _ in self._parts]
+        if self._scattered:
+            released = sorted(released + self._scattered.release(waiting=True, taken=True))
         self.__init__()  # type: ignore[misc]
         return released
 

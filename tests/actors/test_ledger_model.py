@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from ister.actors.ledger import Held, InFlight, Redelivery, back_off_ms
+from ister.actors.ledger import NEVER, Held, InFlight, Redelivery, back_off_ms
+from ister.storage.ranges import RangeSet
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 
@@ -52,6 +53,12 @@ class InFlightMachine(RuleBasedStateMachine):
         self.model: dict[int, Deadline] = {}
         self.now_s = 0.0
         self.end = 0
+
+        self.delivered: list[int] = []  # together, and apart, the last time
+
+    def next_s(self) -> float | None:
+        """Return the first deadline there is."""
+        return min((one.at_s for one in self.model.values() if one.at_s < NEVER), default=None)
 
     def removed(self, offsets: Iterable[int]) -> dict[int, Owed]:
         return {offset: self.model.pop(offset).owed for offset in offsets}
@@ -109,12 +116,50 @@ class InFlightMachine(RuleBasedStateMachine):
         for offset in offsets:
             self.model[offset] = Deadline(at_s, self.model[offset].owed)
 
+    @rule(back=st.integers(0, 60), apart=st.sets(st.integers(0, 60), min_size=1), failures=st.integers(0, 2))
+    def deliver_scattered(self, back: int, apart: set[int], failures: int) -> None:
+        """Deliver messages that lie apart, among others; they wait in the client."""
+        first = max(0, self.end - back)
+        offsets = [first + each for each in sorted(apart) if first + each not in self.model]
+        if offsets:
+            self.ledger.deliver_scattered(offsets, failures + 1, failures)
+            self.model.update(dict.fromkeys(offsets, Deadline(NEVER, Owed(failures + 1, failures))))
+            self.end = max(self.end, offsets[-1] + 1)
+            self.delivered = offsets
+
+    @rule(share=st.sampled_from([1.0, 1.0, 0.5]), timeout_s=st.sampled_from([1, 2, 5]))
+    def take_scattered(self, share: float, timeout_s: float) -> None:
+        """Let the program take what was delivered last, or a part of it, some of which may be settled already."""
+        offsets = self.delivered if share == 1.0 else self.delivered[: len(self.delivered) // 2]
+        if offsets:
+            self.ledger.extend_scattered(offsets, self.now_s + timeout_s)
+            for offset in offsets:
+                if offset in self.model:
+                    self.model[offset] = Deadline(self.now_s + timeout_s, self.model[offset].owed)
+
+    @rule(back=st.integers(0, 80), apart=st.sets(st.integers(0, 60), min_size=1), long=st.booleans())
+    def settle_all(self, back: int, apart: set[int], long: bool) -> None:
+        first = max(0, self.end - back)
+        ranges = list(RangeSet((first + each, first + each + 1) for each in sorted(apart)))
+        if long:
+            ranges.append((ranges[-1][1] + 1, ranges[-1][1] + 200))
+        gone = [offset for part in ranges for offset in self.within(*part)]
+        assert self.ledger.settle_all(ranges) == len(self.removed(gone))
+
+    @rule(taken=st.booleans())
+    def release_some(self, taken: bool) -> None:
+        ledger = self.ledger
+        released = ledger.release_taken() if taken else ledger.release_waiting()
+        assert released == sorted(released)
+        offsets = [offset for offset, one in self.model.items() if (one.at_s < NEVER) == taken]
+        assert single(released) == self.removed(offsets)
+
     @rule(seconds=st.sampled_from([0.5, 1, 3]))
     def expire(self, seconds: float) -> None:
         self.now_s += seconds
         due = [offset for offset, deadline in self.model.items() if deadline.at_s <= self.now_s]
         assert single(self.ledger.expire(self.now_s)) == self.removed(due)
-        assert self.ledger.next_deadline_s() == min((one.at_s for one in self.model.values()), default=None)
+        assert self.ledger.next_deadline_s() == self.next_s()
 
     @rule()
     def release(self) -> None:
@@ -127,9 +172,11 @@ class InFlightMachine(RuleBasedStateMachine):
         ledger = self.ledger
         assert ledger.messages == len(self.model)
         assert len(ledger) <= len(self.model)
-        next_s = ledger.next_deadline_s()
-        assert (next_s is None) == (not self.model)
-        assert next_s is None or next_s <= min(one.at_s for one in self.model.values())
+        next_s, expected_s = ledger.next_deadline_s(), self.next_s()
+        assert (next_s is None and expected_s is None) or (
+            next_s is not None and (expected_s is None or next_s <= expected_s)
+        )
+        assert (ledger.oldest_deadline_s() is None) == (expected_s is None)
         assert len(ledger._queue) <= 2 * len(ledger) + 65, "bounded, whatever was settled"
 
 
