@@ -10,6 +10,8 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
+from operator import lt
 from typing import TYPE_CHECKING, Final
 
 from ister.actors.in_hand import InHand
@@ -68,8 +70,11 @@ class Holding:
         if not self._acknowledges:
             return False
         in_flight = self.in_flight
-        for first, end in piece.parts:
-            in_flight.deliver(first, end, piece.attempt, NEVER, piece.failures)
+        if piece.scattered is not None:
+            in_flight.deliver_scattered(piece.scattered, piece.attempt, piece.failures)
+        else:
+            for first, end in piece.parts:
+                in_flight.deliver(first, end, piece.attempt, NEVER, piece.failures)
         if self._since is not None:
             self._note_since(piece)
         if self.crowded or len(in_flight) <= IN_FLIGHT_RANGES_MAX:
@@ -87,12 +92,18 @@ class Holding:
         What the program may have gets a deadline. A client that `tells` reports what its program takes; where it hands
         out `singly`, for each message.
         """
+        deadline_s = now_s + self.ack_timeout_s
+        if piece.scattered is not None and not singly:
+            apart, rest = self._in_hand.deliver_scattered(piece.scattered) if tells else (piece.scattered, [])
+            if apart:
+                self.in_flight.extend_scattered(apart, deadline_s)
+            return bool(apart), bool(rest)
         taken: Sequence[Range] = piece.parts
         waiting: Sequence[Range] = ()
         if tells:
             taken, waiting = self._in_hand.deliver(piece.parts, singly=singly)
         for first, end in taken:
-            self.in_flight.extend(first, end, now_s + self.ack_timeout_s)
+            self.in_flight.extend(first, end, deadline_s)
         return bool(taken), bool(waiting)
 
     def take(self, count: int, now_s: float, *, alone: bool) -> bool:
@@ -101,8 +112,13 @@ class Holding:
         They get a deadline. `alone`: the program is about to get message number `count` by itself.
         """
         taken = self._in_hand.confirm(count) if alone else self._in_hand.tell(count)
-        for first, end in taken:
-            self.in_flight.extend(first, end, now_s + self.ack_timeout_s)
+        deadline_s = now_s + self.ack_timeout_s
+        for part in taken:
+            if type(part) is list:
+                self.in_flight.extend_scattered(part, deadline_s)
+            else:
+                first, end = part
+                self.in_flight.extend(first, end, deadline_s)
         return bool(taken)
 
     def relieved(self) -> bool:
@@ -117,6 +133,8 @@ class Holding:
     def ranges(self, flat: Sequence[int]) -> tuple[Range, ...]:
         """Return the ranges of a frame. Raises RemoteError `invalid-argument` or `ack-unknown`."""
         ranges = tuple(zip(flat[::2], flat[1::2], strict=True))
+        if flat and flat[-1] <= self.delivered_end and all(map(lt, flat, flat[1:])):
+            return ranges  # ascending and apart, the usual case
         for first, end in ranges:
             if first >= end:
                 raise RemoteError("invalid-argument", f"the range from {first} to before {end} is empty")
@@ -133,6 +151,8 @@ class Holding:
 
     def acknowledge(self, ranges: tuple[Range, ...]) -> tuple[tuple[Range, ...], int]:
         """Settle acknowledged ranges; return those that count, and how many messages were in flight here."""
+        if self._since is None and len(ranges) > 1 and _are_apart(ranges):
+            return ranges, self.in_flight.settle_all(ranges)
         settled: list[Held] = []
         for first, end in ranges:
             settled += self.in_flight.settle(first, end)
@@ -250,6 +270,12 @@ class Holding:
             self._since = RangeSet()
         for first, end in piece.parts:
             self._since.add(first, end)
+
+
+def _are_apart(ranges: Sequence[Range]) -> bool:
+    """Return whether ranges ascend and do not touch."""
+    flat = list(chain.from_iterable(ranges))
+    return all(map(lt, flat, flat[1:]))
 
 
 def messages_of(held: Sequence[Held]) -> int:

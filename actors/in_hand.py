@@ -17,15 +17,18 @@ from collections import deque
 from collections.abc import Sequence
 
 Range = tuple[int, int]
+Part = Range | list[int]  # a half-open range, or offsets that lie apart: a list
+_Waiting = tuple[int, int, int, list[int] | None]  # see `InHand._waiting`
 
 
 class InHand:
     """One consumer's messages that wait in its client, in the order of delivery."""
 
     def __init__(self) -> None:
-        # (place of the first message in the order of delivery, its offset, the end)
-        self._waiting: deque[tuple[int, int, int]] = deque()
-        self._singly: deque[tuple[int, int, int]] = deque()
+        # (place of the first message in the order of delivery, its offset, the end, None), or the same with the list of
+        # the messages where they lie apart
+        self._waiting: deque[_Waiting] = deque()
+        self._singly: deque[_Waiting] = deque()
         self._place = 0  # how many messages were delivered
         self._told = 0
 
@@ -42,22 +45,32 @@ class InHand:
             place, self._place = self._place, self._place + end - first
             cut = end if singly else min(max(first + self._told - place, first), end)
             if singly:
-                self._singly.append((place, first, end))
+                self._singly.append((place, first, end, None))
                 waiting.append((first, end))
                 continue
             if first < cut:
                 taken.append((first, cut))
             if cut < end:
-                self._waiting.append((place + cut - first, cut, end))
+                self._waiting.append((place + cut - first, cut, end, None))
                 waiting.append((cut, end))
         return taken, waiting
 
-    def tell(self, count: int) -> list[Range]:
+    def deliver_scattered(self, offsets: list[int]) -> tuple[list[int], list[int]]:
+        """Do so for a delivery of messages that lie apart, which the program may take together."""
+        place = self._place
+        self._place += len(offsets)
+        known = min(max(self._told - place, 0), len(offsets))
+        taken, waiting = (offsets[:known], offsets[known:]) if known < len(offsets) else (offsets, [])
+        if waiting:
+            self._waiting.append((place + known, waiting[0], waiting[-1] + 1, waiting))
+        return taken, waiting
+
+    def tell(self, count: int) -> list[Part]:
         """Note that the program may have the first `count` messages; return those that waited until now."""
         self._told = max(self._told, count)
         return _take(self._waiting, count)
 
-    def confirm(self, count: int) -> list[Range]:
+    def confirm(self, count: int) -> list[Part]:
         """Note that the program is about to get message number `count` alone; return it and others reported."""
         taken = self.tell(count)
         _take(self._singly, count - 1)  # handed out before, or never
@@ -79,13 +92,19 @@ class InHand:
         self._singly.clear()
 
 
-def _take(queue: deque[tuple[int, int, int]], count: int) -> list[Range]:
+def _take(queue: deque[_Waiting], count: int) -> list[Part]:
     """Take out what is among the first `count` messages."""
-    taken: list[Range] = []
+    taken: list[Part] = []
     while queue and queue[0][0] < count:
-        place, first, end = queue.popleft()
+        place, first, end, offsets = queue.popleft()
+        if offsets is not None:
+            rest = offsets[count - place :]
+            taken.append(offsets[: count - place] if rest else offsets)
+            if rest:
+                queue.appendleft((count, rest[0], end, rest))
+            continue
         cut = min(end, first + count - place)
         taken.append((first, cut))
         if cut < end:
-            queue.appendleft((place + cut - first, cut, end))
+            queue.appendleft((place + cut - first, cut, end, None))
     return taken

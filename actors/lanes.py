@@ -37,6 +37,11 @@ LANE_MAX: Final = 2_000  # messages of one key: far more than a consumer takes a
 LANE_MIN: Final = 50  # messages of one key when many wait, so that blocked keys cannot use all the room
 
 
+def slot_of(key: bytes) -> int:
+    """Return the slot of a key."""
+    return crc32(key) & (SLOTS - 1)
+
+
 class Entry(NamedTuple):
     """One message: its offset, and its attempts and failures before."""
 
@@ -167,7 +172,7 @@ class Lanes:
         if not key:
             self._give_back_free(Entry(offset, attempt, failures), until_s)
             return
-        slot = crc32(key) & (SLOTS - 1)
+        slot = slot_of(key)
         if slot in self._over:
             return
         lane = self._lanes.get(key)
@@ -187,7 +192,7 @@ class Lanes:
         if not key:
             self._give_back_free(Entry(offset, attempt, failures), until_s)
         else:
-            slot = crc32(key) & (SLOTS - 1)
+            slot = slot_of(key)
             lane = self._lanes.get(key) or self._lane(key, slot)
             self._wait(self._asleep_until(lane, until_s), Entry(offset, attempt, failures))
 
@@ -261,7 +266,7 @@ class Lanes:
         self, offset: int, key: bytes, attempt: int = 1, failures: int = 0, until_s: float = 0.0
     ) -> None:
         """Add a message that may have been left in the log; offsets ascend from `refill_from()`."""
-        slot = crc32(key) & (SLOTS - 1)
+        slot = slot_of(key)
         over = self._over.get(slot)
         if over is None or offset < over or slot in self._closed or not key:
             return
@@ -369,11 +374,6 @@ class Lanes:
                 if not lane.in_flight:
                     lane.owner = None
                 self._rest(lane)
-
-    def settle_all(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Do so for many ranges."""
-        for first, end in ranges:
-            self.settle(first, end)
 
     def hold(self, first: int, end: int) -> None:
         """Block the keys of what is in flight of [first, end) until that is settled or given back."""

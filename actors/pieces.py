@@ -15,12 +15,21 @@ Invariants
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final, Protocol
 
-from ister.bodies import Buffer, lengths_of, pack_column, split_column, split_times, sum_of_lengths
+from ister.bodies import (
+    Buffer,
+    lengths_of,
+    pack_column,
+    pack_lengths,
+    split_column,
+    split_times,
+    sum_of_lengths,
+)
 from ister.wire import Column
 
 PIECE_BYTES: Final = 64 << 10  # joining stops at this size, that of a producer's full batch
@@ -118,6 +127,7 @@ class Piece:
     bytes: int
     failures: int = 0
     ranges: tuple[tuple[int, int], ...] = ()  # the offsets, if they are not consecutive
+    scattered: list[int] | None = None  # each offset, if most of them are not consecutive
 
     @property
     def parts(self) -> tuple[tuple[int, int], ...]:
@@ -252,12 +262,13 @@ def _join_columns(batches: Sequence[Batch], columns: Sequence[Buffer | None]) ->
 class Sheet:
     """A batch opened for single messages; derived tables are computed once."""
 
-    __slots__ = ("_columns", "_ends", "batch", "end", "first")
+    __slots__ = ("_columns", "_ends", "_lengths", "batch", "end", "first")
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.first = batch.first_offset
         self.end = batch.first_offset + batch.count
+        self._lengths: array[int] | None = None  # of each payload
         self._ends: list[int] | None = None  # where each payload ends
         self._columns: dict[int, list[bytes]] = {}
 
@@ -286,10 +297,17 @@ class Sheet:
         return found
 
     @property
+    def lengths(self) -> array[int]:
+        """The bytes of each payload."""
+        if self._lengths is None:
+            self._lengths = lengths_of(self.batch.lengths)
+        return self._lengths
+
+    @property
     def ends(self) -> list[int]:
         """Where each payload ends, in bytes from the first."""
         if self._ends is None:
-            self._ends = list(accumulate(lengths_of(self.batch.lengths)))
+            self._ends = list(accumulate(self.lengths))
         return self._ends
 
     def size(self, index: int) -> int:
@@ -345,4 +363,75 @@ def gather(rows: Sequence[tuple[Sheet, int]], attempt: int, failures: int) -> Pi
         sum(map(len, frames)),
         failures,
         tuple(ranges) if len(ranges) > 1 else (),
+    )
+
+
+@dataclass(slots=True)
+class Chosen:
+    """Messages of one batch that were chosen one by one, ascending, with their payloads and keys."""
+
+    sheet: Sheet
+    indices: list[int]
+    offsets: list[int]
+    payloads: list[bytes]
+    keys: Sequence[bytes]
+    bytes: int
+
+
+def choose(sheet: Sheet, indices: list[int], keys: Sequence[bytes], room: int) -> Chosen:
+    """Return the first messages of those with these indices, up to the one that fills `room` bytes; at least one."""
+    payload, ends, lengths = sheet.batch.payload, sheet.ends, sheet.lengths
+    sizes = [lengths[index] for index in indices]
+    size = sum(sizes)
+    if size > room:
+        count = bisect_left(list(accumulate(sizes)), room) + 1
+        indices, sizes = indices[:count], sizes[:count]
+        size = sum(sizes)
+    stops = [ends[index] for index in indices]
+    payloads = [bytes(payload[stop - length : stop]) for stop, length in zip(stops, sizes, strict=True)]
+    first = sheet.first
+    return Chosen(sheet, indices, [first + index for index in indices], payloads, keys[: len(indices)], size)
+
+
+def gather_chosen(chosen: Sequence[Chosen]) -> Piece:
+    """Return messages chosen from several batches with the same columns as one piece, delivered for the first time."""
+    columns = chosen[0].sheet.batch.columns
+    if len(chosen) == 1:
+        offsets, payloads, keys = chosen[0].offsets, chosen[0].payloads, chosen[0].keys
+    else:
+        offsets = [offset for each in chosen for offset in each.offsets]
+        payloads = [payload for each in chosen for payload in each.payloads]
+        keys = [key for each in chosen for key in each.keys]
+    frames: list[Buffer] = [pack_lengths(payloads), b"".join(payloads)]
+    if columns & Column.KEYS:
+        frames.append(pack_column(keys))
+    if columns & Column.ATTRIBUTES:
+        frames.append(
+            pack_column([each.sheet.attributes[index] for each in chosen for index in each.indices])
+        )
+    timestamps: list[int] = []
+    for each in chosen:
+        if timestamps and timestamps[-1] == each.sheet.batch.timestamp_ms:
+            timestamps[-2] += len(each.offsets)
+        else:
+            timestamps += (len(each.offsets), each.sheet.batch.timestamp_ms)
+    here = set(offsets)
+    ranges = tuple(
+        zip(
+            [offset for offset in offsets if offset - 1 not in here],
+            [offset + 1 for offset in offsets if offset + 1 not in here],
+            strict=True,
+        )
+    )
+    return Piece(
+        offsets[0],
+        len(offsets),
+        columns,
+        1,
+        tuple(timestamps),
+        tuple(frames),
+        sum(map(len, frames)),
+        0,
+        ranges if len(ranges) > 1 else (),
+        offsets if 2 * len(ranges) > len(offsets) > 1 else None,
     )

@@ -48,7 +48,9 @@ class Scattered:
 
     def __init__(self) -> None:
         self._of: dict[int, Parcel] = {}
-        self._queue: list[tuple[float, int, Parcel]] = []  # a heap by deadline; it may contain settled parcels
+        self._queue: list[
+            tuple[float, int, Parcel]
+        ] = []  # a heap by deadline; it may contain settled parcels
         self._ticket = 0
 
     def __len__(self) -> int:

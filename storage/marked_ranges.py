@@ -18,7 +18,7 @@ from typing import Final
 from ister.storage.ranges import RangeSet
 
 CHUNK: Final = 4096
-# Ranges that are added to one stretch at once, from which on it becomes a chunk: it then takes up to 16 times the bytes.
+# Ranges that are added to one stretch at once, from which on it becomes a chunk: up to 16 times the bytes of ranges.
 DENSE: Final = 16
 CHUNK_HOLES: Final = CHUNK // 16  # a chunk takes the memory of so many ranges
 CHUNK_RANGES_MAX: Final = CHUNK // 2  # and has at most so many

@@ -16,10 +16,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ister.actors.explain_state import Holder, State
-from ister.actors.lanes import Lanes
+from ister.actors.grouped_lanes import GroupedLanes
 from ister.actors.ledger import Held
 from ister.actors.messages import Left
-from ister.actors.pieces import PIECE_BYTES, Piece, Sheet, gather
+from ister.actors.pieces import PIECE_BYTES, Chosen, Piece, Sheet, choose, gather, gather_chosen
 from ister.actors.selection import Member
 from ister.actors.subscription.acknowledgments import HOLDERS_MAX
 from ister.actors.subscription.log_parts import SCATTERED_MAX, LogGiven, LogParts
@@ -43,7 +43,7 @@ class ByKey(Delivery):
         self._journal, self._source, self._schedule = log.journal, log.source, log.schedule
         self._remembered, self._failures = log.remembered, log.failures
         self._acknowledgments = log.acknowledgments
-        self._lanes = Lanes()
+        self._lanes = GroupedLanes()
         self._refill_s = 0.0
         self._full = False
         self.parts = (*log.parts, self)
@@ -139,6 +139,8 @@ class ByKey(Delivery):
     def _send_piece(self, member: Member) -> int:
         """Send a consumer what its lanes have for it, about one piece; return its bytes."""
         lanes, source, cursor = self._lanes, self._source, self._journal.cursor
+        if lanes.next_group(member) is not None:
+            return self._send_groups(member)
         limit = min(member.messages, SCATTERED_MAX)
         rows: list[tuple[Sheet, int]] = []
         kind: tuple[int, int, int] | None = None
@@ -172,6 +174,37 @@ class ByKey(Delivery):
             return 0
         rows.sort(key=_offset)
         piece = gather(rows, kind[0], kind[1])
+        self._subscription.deliver(member, piece)
+        return piece.bytes
+
+    def _send_groups(self, member: Member) -> int:
+        """Send a consumer what waits for it in groups, about one piece; return its bytes."""
+        lanes, source = self._lanes, self._source
+        left, room = min(member.messages, SCATTERED_MAX), PIECE_BYTES
+        chosen: list[Chosen] = []
+        while left > 0 and room > 0 and (group := lanes.following_group(member)) is not None:
+            try:
+                sheet = source.sheet_at(group.first)
+            except IsterError:
+                if not chosen:
+                    raise
+                break  # send what was collected first
+            if sheet is None or self._schedule.is_expired(sheet.batch):
+                first, indices = group.first, group.indices
+                lanes.take_group(member, len(indices), ())
+                for index in indices:
+                    self._schedule.expire(first + index, first + index + 1)
+                continue
+            if chosen and sheet.batch.columns != chosen[0].sheet.batch.columns:
+                break
+            some = choose(sheet, group.indices[:left], group.keys, room)
+            lanes.take_group(member, len(some.offsets), some.offsets)
+            chosen.append(some)
+            left -= len(some.offsets)
+            room -= some.bytes
+        if not chosen:
+            return 0
+        piece = gather_chosen(chosen)
         self._subscription.deliver(member, piece)
         return piece.bytes
 
@@ -242,6 +275,9 @@ class ByKey(Delivery):
             keys, times = sheet.keys, sheet.deliver_at
             now_ms = self._subscription.clock.time_ms()
             arrive, knows = self._lanes.arrive, self._remembered.knows(source.next)
+            if times is None and not knows:
+                self._lanes.arrive_together(sheet.first, keys, pending)
+                pending = []
             for begin, stop in pending:
                 for index in range(begin - sheet.first, stop - sheet.first):
                     if times is not None and times[index] > batch.timestamp_ms:
@@ -318,7 +354,7 @@ class ByKey(Delivery):
 
     def forget(self) -> None:
         """Start with empty lanes for the present consumers."""
-        self._lanes = Lanes()
+        self._lanes = GroupedLanes()
         for member in self._subscription.consumers.roster.members:
             self.attached(member)
 

@@ -181,6 +181,9 @@ class StubQueue:
     def settled(self, first: int, end: int) -> None:
         self.settles.append((first, end))
 
+    def settled_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+        self.settles.extend(ranges)
+
     def acknowledged(self) -> None:
         self.acknowledgments += 1
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from ister.actors.in_hand import InHand, Range
+from ister.actors.in_hand import InHand, Part
 from ister.wire import Key, Type
 from tests.actors.scenes import Scene, events, heard, offsets
 from tests.raw_client import Frame
@@ -16,9 +18,9 @@ from tests.stage import Stage, StagedClient
 SESSION_S = 16.0  # after which a silent session is over
 
 
-def each(ranges: list[Range]) -> list[int]:
+def each(parts: Sequence[Part]) -> list[int]:
     """Return every offset."""
-    return [offset for first, end in ranges for offset in range(first, end)]
+    return [offset for part in parts for offset in (part if isinstance(part, list) else range(*part))]
 
 
 class Told(RuleBasedStateMachine):
@@ -52,6 +54,19 @@ class Told(RuleBasedStateMachine):
         assert sorted(each(taken) + each(waiting)) == each(parts)
         self.taken.update(at_once)
 
+    @rule(gaps=st.lists(st.integers(1, 4), min_size=1, max_size=8))
+    def deliver_scattered(self, gaps: list[int]) -> None:
+        """Deliver messages that lie apart together."""
+        offsets = [self.offset + sum(gaps[: at + 1]) for at in range(len(gaps))]
+        self.offset = offsets[-1] + 1
+        begin = len(self.delivered)
+        self.delivered += [(offset, False) for offset in offsets]
+        at_once = [place for place in range(begin, len(self.delivered)) if place < self.told]
+        taken, waiting = self.in_hand.deliver_scattered(offsets)
+        assert taken == [self.delivered[place][0] for place in at_once]
+        assert taken + waiting == offsets
+        self.taken.update(at_once)
+
     @rule(ahead=st.integers(-3, 8))
     def tell(self, ahead: int) -> None:
         """Report that more is taken; the report may come late."""
@@ -64,7 +79,7 @@ class Told(RuleBasedStateMachine):
         count = max(1, self.told + ahead)
         self._takes(count, self.in_hand.confirm(count), alone=True)
 
-    def _takes(self, count: int, found: list[Range], *, alone: bool) -> None:
+    def _takes(self, count: int, found: list[Part], *, alone: bool) -> None:
         plain = [
             place
             for place in range(min(count, len(self.delivered)))

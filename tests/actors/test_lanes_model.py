@@ -50,14 +50,14 @@ class Message:
 class LanesMachine(RuleBasedStateMachine):
     """The lanes of a subscription, used as a subscription uses them, and a list of messages."""
 
-    def __init__(self) -> None:
+    def __init__(self, lanes: type[Lanes] = Lanes) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         for name, value in globals().items():
             if name in ("SLOTS", "WAITING_MAX", "WAITING_HARD_MAX", "LANE_MAX"):
                 self.patch.setattr(module, name, value)
         self.patch.setattr(slots, "SLOTS", SLOTS)
-        self.lanes = Lanes()
+        self.lanes = lanes()
         self.log: list[Message] = []
         self.read = 0  # where new messages begin
         self.members: dict[int, Member] = {}

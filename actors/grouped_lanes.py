@@ -1,0 +1,326 @@
+"""Key-Shared: messages that arrive together go together, as long as nothing is known against it; pure.
+
+The lanes of `lanes.py` know each message. As long as a key is at the consumer that owns its slot, nothing of it came
+back and nothing of it waits in a lane, its messages need none: they wait for their consumer in groups, each the
+messages of one batch, in the order of the log, and of those in flight only the key is kept. What happens to single
+messages turns groups into lanes again: a message comes back, a slot changes its consumer, a consumer takes nothing or
+so little at a time that its keys have to take turns.
+
+Invariants
+- a key does not wait in a group and in a lane at the same time; nor in a group while its lane is blocked
+- a message in flight without a lane is at the consumer that owns the slot of its key
+- the groups of a consumer are in the order of the log, and bounded
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
+from itertools import chain, repeat, starmap
+from typing import Final
+
+from ister.actors import lanes as of_lanes
+from ister.actors.lanes import Lane, Lanes, slot_of
+from ister.actors.ledger import Held
+from ister.actors.selection import Member
+
+GROUPED_MAX: Final = 2_000  # messages that wait for one consumer in groups; more are left to the lanes
+# A consumer that holds and may take fewer messages than this together gets them from lanes: its keys take turns.
+WINDOW_MIN: Final = 256
+KEYS_MAX: Final = 20_000  # keys whose consumer is known without a look at its slot; 100 bytes each
+
+
+class Group:
+    """Messages of one batch that wait for one consumer: their indices in it, ascending, and their keys."""
+
+    __slots__ = ("first", "indices", "keys")
+
+    def __init__(self, first: int, indices: list[int], keys: list[bytes]) -> None:
+        self.first = first  # the offset of the batch
+        self.indices = indices
+        self.keys = keys
+
+
+class _Waiting:
+    """The groups of one consumer."""
+
+    __slots__ = ("after_lanes", "count", "groups")
+
+    def __init__(self) -> None:
+        self.groups: deque[Group] = deque()
+        self.count = 0  # messages in them
+        self.after_lanes = False  # lanes had the last turn
+
+
+class GroupedLanes(Lanes):
+    """The lanes of one subscription, and the groups of messages that need none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting_groups: dict[Member, _Waiting] = {}  # of consumers that have any
+        self._flying: dict[int, bytes] = {}  # by offset: the keys of messages in flight that have no lane
+        self._owner_of: dict[
+            bytes, Member
+        ] = {}  # by key, as far as was looked up since a slot changed its consumer
+
+    # ---- consumers ----------------------------------------------------------------------------------------------
+
+    def attach(self, member: Member) -> None:
+        """Give a consumer its share of the slots."""
+        before = self._begin_change()
+        super().attach(member)
+        self._end_change(before)
+
+    def detach(self, member: Member) -> None:
+        """Give a consumer's slots to others."""
+        if member not in self._runnable:
+            return
+        before = self._begin_change()
+        super().detach(member)
+        self._end_change(before)
+
+    def _begin_change(self) -> list[Member | None]:
+        """Let all that waits be in lanes; return who owns the slots."""
+        self._dissolve_all()
+        self._owner_of.clear()
+        return self._slots[:] if self._flying else []
+
+    def _end_change(self, before: list[Member | None]) -> None:
+        """Let what is in flight of keys that have another consumer now be in lanes, which wait for it."""
+        if not before:
+            return
+        slots, flying = self._slots, self._flying
+        moved = {key for key in set(flying.values()) if slots[slot := slot_of(key)] is not before[slot]}
+        for offset in [offset for offset, key in flying.items() if key in moved] if moved else ():
+            lane = self._put_in_lane(offset, before[slot_of(flying[offset])])
+            if lane.queued_at is not None and lane.queued_at is not lane.owner:
+                self._unqueue(lane)
+                self._queue(lane)
+
+    # ---- messages come ------------------------------------------------------------------------------------------
+
+    def arrive_together(self, first: int, keys: Sequence[bytes], parts: Sequence[tuple[int, int]]) -> None:
+        """Add the messages of the batch at offset `first` with these keys; `parts`: the offsets of it that count.
+
+        Otherwise as `arrive`, for messages without failures.
+        """
+        owners = list(map(self._owner_of.get, keys))
+        by_owner: dict[Member | None, list[int]] = defaultdict(list)
+        for begin, stop in parts:
+            for index in range(begin - first, stop - first):
+                by_owner[owners[index]].append(index)
+        if None in by_owner:
+            for index in by_owner.pop(None):
+                if (owner := self._look_up(keys[index])) is None:
+                    self.arrive(first + index, keys[index])
+                else:
+                    by_owner[owner].append(index)
+            for indices in by_owner.values():
+                indices.sort()
+        for owner, indices in by_owner.items():
+            assert owner is not None
+            self._arrive_at(owner, first, indices, [keys[index] for index in indices])
+
+    def _look_up(self, key: bytes) -> Member | None:
+        """Return who owns a key; None for none, and for messages without a key."""
+        owner = self._slots[slot_of(key)] if key else None
+        if owner is not None:
+            if len(self._owner_of) >= KEYS_MAX:
+                self._owner_of.clear()
+            self._owner_of[key] = owner
+        return owner
+
+    def _arrive_at(self, owner: Member, first: int, indices: list[int], keys: list[bytes]) -> None:
+        """Let messages wait for a consumer in a group, those of keys with a lane in that."""
+        waiting = self._waiting_groups.get(owner)
+        count = len(indices)
+        if (
+            not owner.sparse
+            or self._over_of[owner]
+            or (count if waiting is None else waiting.count + count) > GROUPED_MAX
+            or self.waiting + count > of_lanes.WAITING_MAX // 2
+        ):
+            self._dissolve(owner)
+            for index, key in zip(indices, keys, strict=True):
+                super().arrive(first + index, key)
+            return
+        lanes = self._lanes
+        if lanes and not lanes.keys().isdisjoint(keys):
+            busy = {key for key in lanes.keys() & set(keys) if self._is_busy(lanes[key], owner)}
+            for index, key in zip(indices, keys, strict=True) if busy else ():
+                if key in busy:
+                    super().arrive(first + index, key)
+            if busy:
+                indices = [index for index, key in zip(indices, keys, strict=True) if key not in busy]
+                keys = [key for key in keys if key not in busy]
+        if not indices:
+            return
+        if waiting is None:
+            waiting = self._waiting_groups[owner] = _Waiting()
+        waiting.groups.append(Group(first, indices, keys))
+        waiting.count += len(indices)
+        self.waiting += len(indices)
+        self.called[owner] = None
+
+    def _is_busy(self, lane: Lane, owner: Member) -> bool:
+        """Return whether messages of a key have to wait in its lane."""
+        return bool(lane.waiting or lane.until or lane.held or (lane.in_flight and lane.owner is not owner))
+
+    def arrive(
+        self, offset: int, key: bytes, attempt: int = 1, failures: int = 0, until_s: float = 0.0
+    ) -> None:
+        """Add the next message of the log by itself."""
+        self._dissolve_of(key)
+        super().arrive(offset, key, attempt, failures, until_s)
+
+    def arrive_due(
+        self, offset: int, key: bytes, attempt: int = 1, failures: int = 0, until_s: float = 0.0
+    ) -> None:
+        """Add a message whose delivery time has come."""
+        self._dissolve_of(key)
+        super().arrive_due(offset, key, attempt, failures, until_s)
+
+    def refill(
+        self, offset: int, key: bytes, attempt: int = 1, failures: int = 0, until_s: float = 0.0
+    ) -> None:
+        """Add a message that may have been left in the log."""
+        self._dissolve_of(key)
+        super().refill(offset, key, attempt, failures, until_s)
+
+    def _dissolve_of(self, key: bytes) -> None:
+        if self._waiting_groups and key and (owner := self._slots[slot_of(key)]) is not None:
+            self._dissolve(owner)
+
+    def _dissolve(self, member: Member) -> None:
+        """Let what waits for a consumer in groups wait in lanes."""
+        if (waiting := self._waiting_groups.pop(member, None)) is not None:
+            self.waiting -= waiting.count
+            for group in waiting.groups:
+                for index, key in zip(group.indices, group.keys, strict=True):
+                    super().arrive(group.first + index, key)
+
+    def _dissolve_all(self) -> None:
+        for member in list(self._waiting_groups):
+            self._dissolve(member)
+
+    # ---- handing out --------------------------------------------------------------------------------------------
+
+    def next_group(self, member: Member) -> Group | None:
+        """Return the messages that are next for a consumer together; None when those of its lanes are next, if any."""
+        waiting = self._waiting_groups.get(member)
+        if waiting is None:
+            return None
+        if member.messages < waiting.count and member.messages + member.outstanding < WINDOW_MIN:
+            self._dissolve(member)  # its keys take turns
+            return None
+        group = waiting.groups[0]
+        if self._free and self._free[0].offset < group.first + group.indices[-1]:
+            return None  # a message without a key goes before younger ones
+        waiting.after_lanes = not waiting.after_lanes
+        return group if waiting.after_lanes or not self._runnable[member] else None
+
+    def following_group(self, member: Member) -> Group | None:
+        """Return the next messages for the same delivery."""
+        waiting = self._waiting_groups.get(member)
+        if waiting is None:
+            return None
+        group = waiting.groups[0]
+        return None if self._free and self._free[0].offset < group.first + group.indices[-1] else group
+
+    def take_group(self, member: Member, count: int, offsets: Iterable[int]) -> None:
+        """Take the first `count` messages of the first group: those of `offsets` are in flight, the others done."""
+        waiting = self._waiting_groups[member]
+        group = waiting.groups[0]
+        self.waiting -= count
+        waiting.count -= count
+        self._flying.update(zip(offsets, group.keys, strict=False))
+        if count < len(group.indices):
+            group.indices, group.keys = group.indices[count:], group.keys[count:]
+            return
+        waiting.groups.popleft()
+        if not waiting.groups:
+            del self._waiting_groups[member]
+
+    def has_work(self, member: Member) -> bool:
+        """Say whether something waits for this consumer."""
+        return member in self._waiting_groups or super().has_work(member)
+
+    @property
+    def in_flight(self) -> int:
+        """How many messages are in flight."""
+        return len(self._lane_of) + len(self._flying)
+
+    def is_in_flight(self, offset: int) -> bool:
+        """Say whether a message is in flight."""
+        return offset in self._flying or offset in self._lane_of
+
+    # ---- what comes back ----------------------------------------------------------------------------------------
+
+    def settle(self, first: int, end: int) -> None:
+        """Take [first, end) out of what is in flight."""
+        before = self.in_flight
+        for offset in self._flying_of(first, end):
+            del self._flying[offset]
+        super().settle(first, end)
+        if self._waiting_groups and before - self.in_flight < end - first:
+            self._dissolve_all()
+
+    def settle_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Do so for many ranges."""
+        flying = self._flying
+        if sum(end - first for first, end in ranges) > 2 * (len(ranges) + len(flying)):
+            for first, end in ranges:
+                self.settle(first, end)
+            return
+        offsets = list(chain.from_iterable(starmap(range, ranges)))
+        before = len(flying)
+        found = list(map(flying.pop, offsets, repeat(None)))
+        if before - len(flying) < len(offsets):
+            lane_of, strays = self._lane_of, False
+            for offset, key in zip(offsets, found, strict=True):
+                if key is None:
+                    if offset in lane_of:
+                        super().settle(offset, offset + 1)
+                    else:
+                        strays = True
+            if strays:  # some of what is done may still wait, which is looked at message by message
+                self._dissolve_all()
+
+    def hold(self, first: int, end: int) -> None:
+        """Block the keys of what is in flight of [first, end)."""
+        self._come_back(first, end)
+        super().hold(first, end)
+
+    def give_back(self, held: Held, until_s: float = 0.0) -> None:
+        """Return messages in flight to their lanes, in order."""
+        self._come_back(held.first, held.end)
+        super().give_back(held, until_s)
+
+    def _come_back(self, first: int, end: int) -> None:
+        """Let messages in flight have a lane, and what waits at their consumers wait behind them."""
+        for offset in self._flying_of(first, end):
+            lane = self._put_in_lane(offset, None)
+            if lane.owner is not None:
+                self._dissolve(lane.owner)
+        if self._waiting_groups and self._lane_of:
+            for offset in range(first, end):
+                if (of := self._lane_of.get(offset)) is not None and (
+                    owner := self._slots[of.slot]
+                ) is not None:
+                    self._dissolve(owner)
+
+    def _flying_of(self, first: int, end: int) -> list[int]:
+        flying = self._flying
+        if end - first > len(flying):
+            return [offset for offset in flying if first <= offset < end]
+        return [offset for offset in range(first, end) if offset in flying]
+
+    def _put_in_lane(self, offset: int, owner: Member | None) -> Lane:
+        """Let a message in flight have a lane; `owner`: the consumer that holds it, if its slot has another by now."""
+        key = self._flying.pop(offset)
+        slot = slot_of(key)
+        lane = self._lanes.get(key) or self._lane(key, slot)
+        lane.in_flight += 1
+        lane.owner = owner or self._slots[slot]
+        self._lane_of[offset] = lane
+        return lane
