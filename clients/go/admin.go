@@ -3,7 +3,11 @@ package ister
 import (
 	"context"
 	"errors"
+	"fmt"
+	"time"
 )
+
+const verifyPause = 200 * time.Millisecond // between two questions for the progress of a verification
 
 // Info is what a broker knows of a topic or a subscription; PROTOCOL.md, section 10, names the members. Numbers are
 // int64 or uint64, as they fit.
@@ -18,7 +22,10 @@ func (c *Client) info(ctx context.Context, operation string, arguments map[strin
 		return nil, r, err
 	}
 	told := Info{}
-	return told, r, decodeResult(body, (*map[string]any)(&told))
+	if err := decodeResult(body, (*map[string]any)(&told)); err != nil {
+		return nil, r, err
+	}
+	return told, r, nil
 }
 
 func with(options map[string]any, more map[string]any) map[string]any {
@@ -81,6 +88,70 @@ func (c *Client) DeleteTopic(ctx context.Context, topic string) error {
 	return c.remove(ctx, "topic.delete", map[string]any{"topic": topic}, "unknown-topic")
 }
 
+// EnsureTopic is CreateTopic that takes an existing topic too, if it has the options that are asked for.
+func (c *Client) EnsureTopic(ctx context.Context, topic string, options map[string]any) (Info, error) {
+	told, err := c.CreateTopic(ctx, topic, options)
+	if errors.Is(err, &Error{Code: "topic-exists"}) {
+		if told, err = c.Topic(ctx, topic); err == nil {
+			asked := with(map[string]any{"dispatch": "reliable"}, options)
+			err = sameAs(fmt.Sprintf("topic %q", topic), "topic", asked, told, "settings")
+		}
+	}
+	return told, err
+}
+
+// ForgetTopic deletes this broker's part of a topic that another broker has taken over; the store is left alone.
+func (c *Client) ForgetTopic(ctx context.Context, topic string) error {
+	return c.remove(ctx, "topic.forget", map[string]any{"topic": topic}, "unknown-topic")
+}
+
+// TakeOverTopic claims a topic that is in the store for this broker, and goes on where its history ends there. What this
+// broker has of it is forgotten first; the broker that had it is fenced.
+func (c *Client) TakeOverTopic(ctx context.Context, topic string) (Info, error) {
+	if err := c.ForgetTopic(ctx, topic); err != nil && !isUnknown(err) {
+		return nil, err
+	}
+	about := map[string]any{"topic": topic}
+	return c.create(ctx, "topic.takeover", "topic-exists", "topic.show", about, about)
+}
+
+// VerifyTopic has the broker check every byte of a topic's log, and returns its report: messages, bytes, segments, and
+// damaged, a list. Progress may be nil.
+func (c *Client) VerifyTopic(ctx context.Context, topic string, progress func(bytes, total uint64)) (Info, error) {
+	asked := map[string]any{"topic": topic, "verification": uint64(0)}
+	for {
+		told, _, err := c.info(ctx, "topic.verify", asked)
+		if err != nil {
+			return nil, err
+		}
+		asked = map[string]any{"topic": topic, "verification": number(told["verification"])}
+		if total, said := told["bytes_total"]; said && progress != nil {
+			progress(number(told["bytes"]), number(total))
+		}
+		if done, _ := told["done"].(bool); done {
+			report := Info{}
+			members, _ := told["report"].(map[any]any)
+			for name, value := range members {
+				if text, ok := name.(string); ok {
+					report[text] = value
+				}
+			}
+			return report, nil
+		}
+		select {
+		case <-time.After(verifyPause):
+		case <-ctx.Done():
+			return nil, whyEnded(ctx, "topic "+topic+" was not verified")
+		}
+	}
+}
+
+// RepairTopic has every subscription of a topic go on behind damaged messages, and returns what is skipped.
+func (c *Client) RepairTopic(ctx context.Context, topic string, skipDamaged bool) (Info, error) {
+	told, _, err := c.info(ctx, "topic.repair", map[string]any{"topic": topic, "skip_damaged": skipDamaged})
+	return told, err
+}
+
 func about(topic, subscription string) map[string]any {
 	return map[string]any{"topic": topic, "subscription": subscription}
 }
@@ -113,6 +184,69 @@ func (c *Client) Subscription(ctx context.Context, topic, subscription string) (
 // Subscriptions returns every subscription of a topic, by name.
 func (c *Client) Subscriptions(ctx context.Context, topic string) ([]Info, error) {
 	return c.list(ctx, "subscription.list", "subscriptions", "subscription", map[string]any{"topic": topic})
+}
+
+// EnsureSubscription is CreateSubscription that takes an existing one too, if it has the type and the options that are
+// asked for.
+func (c *Client) EnsureSubscription(
+	ctx context.Context, topic, subscription, kind string, start Start, options map[string]any,
+) (Info, error) {
+	told, err := c.CreateSubscription(ctx, topic, subscription, kind, start, options)
+	if errors.Is(err, &Error{Code: "subscription-exists"}) {
+		if told, err = c.Subscription(ctx, topic, subscription); err == nil {
+			asked := with(options, map[string]any{"type": kind})
+			err = sameAs(fmt.Sprintf("subscription %q", subscription), "subscription", asked, told, "options")
+		}
+	}
+	return told, err
+}
+
+// sameAs is nil if what is there has what was asked for; options that were not asked for may be any.
+func sameAs(name, what string, asked map[string]any, told Info, options string) error {
+	for key, shown := range map[string]string{"dispatch": "strategy", "durability": "durability", "type": "type"} {
+		wanted, ok := asked[key].(string)
+		if !ok || wanted == "" || wanted == told.Text(shown) || (key == "durability" && told.Text("strategy") != "reliable") {
+			continue
+		}
+		return &Error{what + "-exists", Fix, fmt.Sprintf(
+			"%s already exists, and its %s is %s, not %s; it cannot be changed: leave it out, or use another name",
+			name, key, told.Text(shown), wanted)}
+	}
+	has, _ := told[options].(map[any]any)
+	for key, wanted := range asked {
+		if key == "dispatch" || key == "durability" || key == "type" || key == "ephemeral" || has == nil {
+			continue
+		}
+		if fmt.Sprint(plain(has[key])) != fmt.Sprint(plain(wanted)) {
+			return &Error{what + "-options", Fix, fmt.Sprintf(
+				"%s already exists with %s %v, not %.100v: leave the option out, or change it",
+				name, key, plain(has[key]), wanted)}
+		}
+	}
+	return nil
+}
+
+// plain has flags and what is missing compare as numbers.
+func plain(value any) any {
+	switch value {
+	case nil, false:
+		return 0
+	case true:
+		return 1
+	}
+	return value
+}
+
+// Pause stops deliveries of a subscription until Resume; its consumers stay.
+func (c *Client) Pause(ctx context.Context, topic, subscription string) error {
+	_, err := c.UpdateSubscription(ctx, topic, subscription, map[string]any{"paused": 1})
+	return err
+}
+
+// Resume has a paused subscription go on.
+func (c *Client) Resume(ctx context.Context, topic, subscription string) error {
+	_, err := c.UpdateSubscription(ctx, topic, subscription, map[string]any{"paused": 0})
+	return err
 }
 
 // Explain says why messages of a subscription flow, or why they do not.

@@ -14,7 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/fxamacker/cbor/v2"
 	zmq "github.com/pebbe/zmq4"
 	"golang.org/x/crypto/blake2b"
 )
@@ -317,8 +316,8 @@ func (c *Client) ask(ctx context.Context, operation string, arguments map[string
 	}
 }
 
-func decodeResult(body []byte, into any) error {
-	if err := cbor.Unmarshal(body, into); err != nil {
+func decodeResult(body []byte, into any) *Error {
+	if err := decoder.Unmarshal(body, into); err != nil {
 		return malformed("a result is not what PROTOCOL.md says: %v", err)
 	}
 	return nil

@@ -6,7 +6,11 @@ import (
 	"iter"
 	"math/rand/v2"
 	"time"
+	"unicode/utf8"
 )
+
+// delayMost is the longest delay that a broker takes.
+const delayMost = 24 * time.Hour
 
 // Event is what a broker tells a consumer besides messages; Offset is -1 where it says none. PROTOCOL.md, section 9,
 // lists the codes.
@@ -40,6 +44,7 @@ type ConsumerOptions struct {
 	Priority       int            // of a failover consumer: lower is preferred
 	Force          bool           // takes an exclusive subscription over
 	CreditMessages int            // a fixed number of messages that may wait here; by default it follows the program's pace
+	CreditBytes    int            // so many bytes of messages may wait here (8 MiB), or one delivery
 	WaitForPlace   bool           // of an exclusive subscription that somebody has
 	Options        map[string]any // of a new subscription: PROTOCOL.md, section 10
 }
@@ -62,22 +67,28 @@ func (c *Client) Consumer(ctx context.Context, topic, subscription string, optio
 	if options == nil {
 		options = &ConsumerOptions{}
 	}
+	made := newAttachment(topic, subscription, options)
+	receiver, err := c.openReceiver(ctx, made)
+	if err != nil {
+		return nil, err
+	}
+	return &Consumer{*receiver}, nil
+}
+
+func newAttachment(topic, subscription string, options *ConsumerOptions) *attachment {
 	made := &attachment{
 		topic: topic, subscription: subscription, kind: options.Type, start: options.Start.value,
 		priority: uint64(max(0, options.Priority)), force: options.Force, arguments: options.Options,
 		fixed: uint64(max(0, options.CreditMessages)), patient: options.WaitForPlace,
 	}
+	made.handing.bytes = uint64(max(0, options.CreditBytes))
 	if made.kind == "" {
 		made.kind = "shared"
 		if options.Force {
 			made.kind = "exclusive"
 		}
 	}
-	receiver, err := c.openReceiver(ctx, made)
-	if err != nil {
-		return nil, err
-	}
-	return &Consumer{*receiver}, nil
+	return made
 }
 
 // Reader opens a reader.
@@ -129,6 +140,9 @@ func what(a *attachment) string {
 	return "consumer " + a.subscription
 }
 
+// Topic is where it receives from.
+func (r *Receiver) Topic() string { return r.a.topic }
+
 // Position is where it stood when it was opened last.
 func (r *Receiver) Position() uint64 {
 	r.client.mu.Lock()
@@ -161,21 +175,13 @@ func (r *Receiver) check() *Error {
 
 // Receive returns the next message, and waits for it.
 func (r *Receiver) Receive(ctx context.Context) (*Message, error) {
-	messages, err := r.ReceiveBatch(ctx, 1)
-	if err != nil {
-		return nil, err
+	if message := r.a.quick(); message != nil {
+		return message, nil
 	}
-	return messages[0], nil
-}
-
-// ReceiveBatch returns messages that came together, at least one and at most so many.
-func (r *Receiver) ReceiveBatch(ctx context.Context, most int) ([]*Message, error) {
-	var taken []*Message
+	var taken *Message
 	err := r.client.until(ctx, r.changed, "no message from "+r.a.topic, func() (bool, *Error) {
-		taken = r.a.next(max(1, most), time.Now())
-		if at := r.client.connectionOf(r.a); len(at.session.outbox) > 0 { // credit goes back
-			at.wake()
-		}
+		taken = r.a.nextOne(time.Now())
+		r.said()
 		if taken != nil {
 			return true, nil
 		}
@@ -184,16 +190,65 @@ func (r *Receiver) ReceiveBatch(ctx context.Context, most int) ([]*Message, erro
 	return taken, err
 }
 
-// All yields messages for ever, until the context ends or something fails; the last pair has the error.
+// ReceiveBatch returns messages that came together, at least one and at most so many.
+func (r *Receiver) ReceiveBatch(ctx context.Context, most int) ([]*Message, error) {
+	var taken []*Message
+	err := r.client.until(ctx, r.changed, "no message from "+r.a.topic, func() (bool, *Error) {
+		taken = r.a.next(max(1, most), time.Now())
+		r.said()
+		if taken != nil {
+			return true, nil
+		}
+		return false, r.check()
+	})
+	return taken, err
+}
+
+// said has what was said to the broker sent (lock held).
+func (r *Receiver) said() {
+	if at := r.client.connectionOf(r.a); len(at.session.outbox) > 0 {
+		at.wake()
+	}
+}
+
+// All yields messages for ever, until the context ends or something fails; the last pair has the error. Where the loop
+// is left by a panic, the messages in hand have failed, as if the program had been killed: see [Consumer.Fail].
 func (r *Receiver) All(ctx context.Context) iter.Seq2[*Message, error] {
+	return forever(ctx, r.Receive, r.fail)
+}
+
+func forever(
+	ctx context.Context, receive func(context.Context) (*Message, error), fail func(reason string),
+) iter.Seq2[*Message, error] {
 	return func(yield func(*Message, error) bool) {
+		orderly := false
+		defer func() {
+			if !orderly {
+				fail("the program panicked")
+			}
+		}()
 		for {
-			message, err := r.Receive(ctx)
+			message, err := receive(ctx)
 			if !yield(message, err) || err != nil {
+				orderly = true
 				return
 			}
 		}
 	}
+}
+
+func (r *Receiver) fail(reason string) {
+	r.client.mu.Lock()
+	defer r.client.mu.Unlock()
+	r.a.fails(reason)
+	r.said()
+}
+
+// Dropped is how many messages a non-reliable topic has dropped here, because this program was too slow.
+func (r *Receiver) Dropped() uint64 {
+	r.client.mu.Lock()
+	defer r.client.mu.Unlock()
+	return r.a.dropped
 }
 
 // Close sends the acknowledgments made so far and leaves. Closing again does nothing.
@@ -222,30 +277,61 @@ func (r *Receiver) abandon() {
 	r.client.let(r.a)
 }
 
+var errForgotten = lost("the broker forgot what some acknowledgments were about; it delivers those messages again")
+var errElsewhere = usage("invalid-argument", "this message came from another consumer: acknowledge it there")
+
 func (c *Consumer) with(messages []*Message, do func(now time.Time)) error {
 	for _, message := range messages {
-		if message.owner != c.a {
-			return usage("invalid-argument", "this message came from another consumer: acknowledge it there")
+		if message.delivery == nil || message.delivery.owner != c.a {
+			return errElsewhere
 		}
 	}
+	return c.do(do)
+}
+
+func (c *Consumer) do(what func(now time.Time)) error {
 	c.client.mu.Lock()
 	defer c.client.mu.Unlock()
 	if err := c.check(); err != nil {
 		return err
 	}
-	waited := !c.a.ackDue.IsZero()
-	do(time.Now())
-	at := c.client.connectionOf(c.a)
-	if !waited || len(at.session.outbox) > 0 { // else it looks by itself when they are due
+	c.client.speak(c.a, what)
+	return nil
+}
+
+// speak says something about a consumer's messages (lock held).
+func (c *Client) speak(a *attachment, what func(now time.Time)) {
+	waited := !a.ackDue.IsZero()
+	what(time.Now())
+	at := c.connectionOf(a)
+	if (!waited && !a.ackDue.IsZero()) || len(at.session.outbox) > 0 { // else it looks by itself when they are due
 		at.wake()
 	}
-	return nil
 }
 
 // Ack acknowledges messages: they are not delivered to this subscription again. Acknowledgments are sent within a few
 // milliseconds; Flush waits until they are written.
 func (c *Consumer) Ack(messages ...*Message) error {
+	if len(messages) == 1 && c.a.quickAck(messages[0]) {
+		return nil
+	}
 	return c.with(messages, func(now time.Time) { c.a.ack(messages, now) })
+}
+
+// Fail has every message fail that this program has in hand, as if it had been killed: for a program that is about to end
+// by an error of its own, and that a message may have to do with. Otherwise a message that ends its program would come
+// again for ever.
+func (c *Consumer) Fail(reason string) { c.fail(reason) }
+
+// Active says whether a consumer of a failover subscription is the active one; false, false where the broker has not
+// said.
+func (c *Consumer) Active() (active, known bool) {
+	c.client.mu.Lock()
+	defer c.client.mu.Unlock()
+	if c.a.active == nil {
+		return false, false
+	}
+	return *c.a.active, true
 }
 
 // AckUntil acknowledges everything up to and including a message: of the whole subscription (exclusive, failover), or
@@ -256,12 +342,30 @@ func (c *Consumer) AckUntil(message *Message) error {
 
 // Nack gives messages back, to be delivered again after the subscription's back-off. The reason is for people.
 func (c *Consumer) Nack(reason string, messages ...*Message) error {
-	return c.with(messages, func(time.Time) { c.a.nack(messages, nil, reason) })
+	return c.nack(nil, reason, messages)
 }
 
-// NackAfter gives messages back, to be delivered again after a delay; 0 means at once.
+// NackAfter gives messages back, to be delivered again after a delay of at most a day; 0 means at once.
 func (c *Consumer) NackAfter(delay time.Duration, reason string, messages ...*Message) error {
-	return c.with(messages, func(time.Time) { c.a.nack(messages, &delay, reason) })
+	return c.nack(&delay, reason, messages)
+}
+
+func (c *Consumer) nack(delay *time.Duration, reason string, messages []*Message) error {
+	if err := checkNack(delay, reason); err != nil {
+		return err
+	}
+	return c.with(messages, func(time.Time) { c.a.nack(messages, delay, reason) })
+}
+
+func checkNack(delay *time.Duration, reason string) error {
+	if delay != nil && (*delay < 0 || *delay > delayMost) {
+		return usage("invalid-argument", "a delay of %s is not from 0 to %s: publish the message again, with a time",
+			*delay, delayMost)
+	}
+	if utf8.RuneCountInString(reason) > reasonMost {
+		return usage("invalid-argument", "a reason has at most %d characters", reasonMost)
+	}
+	return nil
 }
 
 // Extend says that messages are still being worked on: their acknowledgment timeout begins anew.
@@ -283,7 +387,7 @@ func (c *Consumer) Flush(ctx context.Context) error {
 		}
 		if c.a.forgotten {
 			c.a.forgotten = false
-			return false, lost("the broker forgot what some acknowledgments were about; it delivers those messages again")
+			return false, errForgotten
 		}
 		return true, nil
 	})

@@ -18,8 +18,16 @@ type Message struct {
 	DeliverAt  time.Time // zero for at once
 	Attempt    int       // 1 for the first delivery
 
-	owner *attachment
-	epoch int
+	delivery *delivery
+	broken   *Error
+}
+
+// AttributesError says why Attributes are missing: what was published as such is none. Nil where they are right.
+func (m *Message) AttributesError() error {
+	if m.broken == nil {
+		return nil
+	}
+	return m.broken
 }
 
 // Outgoing is a message to be sent. Only Payload is needed.
@@ -35,6 +43,9 @@ type Outgoing struct {
 
 func (o *Outgoing) content() content {
 	made := content{payload: o.Payload, key: o.Key, attributes: o.Attributes}
+	if len(o.Attributes) > 0 {
+		made.encoded = encode(o.Attributes)
+	}
 	if !o.DeliverAt.IsZero() {
 		made.deliverAt = uint64(o.DeliverAt.UnixMilli())
 	}
@@ -51,7 +62,6 @@ type Published struct {
 
 // Receipt is the promise of an answer for what was sent with one call.
 type Receipt struct {
-	topic    string
 	shipment *shipment
 	index    uint64
 	count    int
@@ -68,14 +78,14 @@ func (r *Receipt) Wait(ctx context.Context) (Published, error) {
 		select {
 		case <-r.shipment.done:
 		case <-ctx.Done():
-			return Published{}, whyEnded(ctx, "no receipt from topic "+r.topic)
+			return Published{}, whyEnded(ctx, "no receipt from topic "+r.shipment.topic)
 		}
 	}
 	if r.shipment.err != nil {
 		r.shipment.observed.Store(true)
 		return Published{}, r.shipment.err
 	}
-	told := Published{r.topic, offsetMissing, r.count, r.shipment.duplicate}
+	told := Published{r.shipment.topic, offsetMissing, r.count, r.shipment.duplicate}
 	if r.shipment.first != offsetUnknown {
 		told.Offset = int64(r.shipment.first + r.index)
 	}
@@ -142,6 +152,12 @@ func (p *Producer) NextSequence() uint64 {
 	return p.p.next
 }
 
+func (p *Producer) strategy() string {
+	p.client.mu.Lock()
+	defer p.client.mu.Unlock()
+	return p.p.strategy
+}
+
 // Topic is where it sends to.
 func (p *Producer) Topic() string { return p.p.topic }
 
@@ -155,25 +171,29 @@ func (p *Producer) check() *Error {
 	return nil
 }
 
-func (p *Producer) fits(messages []content) *Error {
+// fits refuses what is over a limit: a batch of so many messages, of which the largest payload has so many bytes, all
+// payloads together so many, and all frames so many.
+func (p *Producer) fits(count int, largest, payloads, size uint64) *Error {
 	session := p.p.session
 	if session == nil {
 		return nil
 	}
-	limits, total, around := session.limits, uint64(0), uint64(0)
-	for i := range messages {
-		size := uint64(len(messages[i].payload))
-		if size > limits.messageBytesMax {
-			return usage("message-too-large", "message of %d bytes is over message_bytes_max (%d) of topic %q",
-				size, limits.messageBytesMax, p.p.topic)
-		}
-		total += size
-		around += sizeOf(&messages[i]) - size
+	limits := session.limits
+	if largest > limits.messageBytesMax {
+		return usage("message-too-large", "message of %d bytes is over message_bytes_max (%d) of topic %q",
+			largest, limits.messageBytesMax, p.p.topic)
 	}
 	beside := min(max(limits.batchBytesMax/16, 64), 65536)
-	if total+around > limits.batchBytesMax && (len(messages) > 1 || around > beside) {
+	if size > limits.batchBytesMax && (count > 1 || size-payloads > beside) {
 		return usage("batch-too-large", "batch of %d bytes is over batch_bytes_max (%d) of topic %q",
-			total+around, limits.batchBytesMax, p.p.topic)
+			size, limits.batchBytesMax, p.p.topic)
+	}
+	return nil
+}
+
+func (p *Producer) delays(any bool) *Error {
+	if any && p.p.strategy == "non-reliable" {
+		return usage("invalid-argument", "topic %q is non-reliable: it can delay no message", p.p.topic)
 	}
 	return nil
 }
@@ -182,43 +202,58 @@ func (p *Producer) fits(messages []content) *Error {
 // context ends first, the message was not taken.
 func (p *Producer) Send(ctx context.Context, message Outgoing) (*Receipt, error) {
 	made := message.content()
-	var receipt *Receipt
-	err := p.client.until(ctx, p.changed, "the window of the producer for topic "+p.p.topic+" is full",
+	p.client.mu.Lock()
+	receipt, err := p.send(&made, message.Sequence)
+	p.client.mu.Unlock()
+	if receipt != nil {
+		return receipt, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	why := p.client.until(ctx, p.changed, "the window of the producer for topic "+p.p.topic+" is full",
 		func() (bool, *Error) {
-			if err := p.check(); err != nil {
-				return false, err
-			}
-			if err := p.fits([]content{made}); err != nil {
-				return false, err
-			}
-			if made.deliverAt > 0 && p.p.strategy == "non-reliable" {
-				return false, usage("invalid-argument", "topic %q is non-reliable: it can delay no message", p.p.topic)
-			}
-			if message.Sequence != nil {
-				switch sequence := *message.Sequence; {
-				case sequence < p.p.next:
-					into, index := p.p.before(sequence)
-					receipt = &Receipt{p.p.topic, into, index, 1}
-					return true, nil
-				case sequence > p.p.next:
-					if !p.p.answered() {
-						p.p.seal()
-						p.client.connectionOf(p.p).wake()
-						return false, nil
-					}
-					p.p.skipTo(sequence)
-				}
-			}
-			into, index, ok := p.p.take(made, time.Now())
-			if ok {
-				receipt = &Receipt{p.p.topic, into, index, 1}
-				if len(p.p.gathered) <= 1 { // sent, or the first that lingers: the others are waited for already
-					p.client.connectionOf(p.p).wake()
-				}
-			}
-			return ok, nil
+			receipt, err = p.send(&made, message.Sequence)
+			return receipt != nil, err
 		})
-	return receipt, err
+	return receipt, why
+}
+
+// send has a message taken, if there is room; nil where it must wait (lock held).
+func (p *Producer) send(made *content, number *uint64) (*Receipt, *Error) {
+	if err := p.check(); err != nil {
+		return nil, err
+	}
+	payload := uint64(len(made.payload))
+	if err := p.fits(1, payload, payload, sizeOf(made)); err != nil {
+		return nil, err
+	}
+	if err := p.delays(made.deliverAt > 0); err != nil {
+		return nil, err
+	}
+	if number != nil {
+		switch sequence := *number; {
+		case sequence < p.p.next:
+			into, index := p.p.before(sequence)
+			return into.receipt(index), nil
+		case sequence > p.p.next:
+			if !p.p.answered() {
+				p.p.seal()
+				p.client.connectionOf(p.p).wake()
+				return nil, nil
+			}
+			p.p.skipTo(sequence)
+		}
+	}
+	sent := len(p.p.batches)
+	into, index, ok := p.p.take(made, time.Now)
+	if !ok {
+		return nil, nil
+	}
+	if len(p.p.batches) > sent || p.p.gathered.count == 1 { // the others linger already
+		p.client.connectionOf(p.p).wake()
+	}
+	return into.receipt(index), nil
 }
 
 // SendBatch has many messages taken at once: one receipt, consecutive offsets.
@@ -226,23 +261,58 @@ func (p *Producer) SendBatch(ctx context.Context, messages []Outgoing) (*Receipt
 	if len(messages) == 0 {
 		return nil, usage("invalid-argument", "a batch holds at least one message")
 	}
-	made := make([]content, len(messages))
+	payloads, largest := 0, 0
 	for i := range messages {
-		made[i] = messages[i].content()
+		payloads, largest = payloads+len(messages[i].Payload), max(largest, len(messages[i].Payload))
 	}
-	columns, body := packBatch(made)
+	together := newGathering(len(messages), payloads)
+	for i := range messages {
+		made := messages[i].content()
+		together.add(&made, together.wouldBe(&made))
+	}
+	size := together.size
+	return p.sendTogether(ctx, len(messages), largest, payloads, size, &together)
+}
+
+// SendPayloads is SendBatch of messages that are payloads and nothing else.
+func (p *Producer) SendPayloads(ctx context.Context, messages [][]byte) (*Receipt, error) {
+	if len(messages) == 0 {
+		return nil, usage("invalid-argument", "a batch holds at least one message")
+	}
+	payloads, largest := 0, 0
+	for _, payload := range messages {
+		payloads, largest = payloads+len(payload), max(largest, len(payload))
+	}
+	together := newGathering(len(messages), payloads)
+	for _, payload := range messages {
+		together.payloads.add(payload)
+	}
+	together.count = len(messages)
+	return p.sendTogether(ctx, len(messages), largest, payloads, uint64(payloads+lengthBytes*len(messages)), &together)
+}
+
+func (p *Producer) sendTogether(
+	ctx context.Context, count, largest, payloads int, size uint64, together *gathering,
+) (*Receipt, error) {
+	columns, body := together.seal()
+	if len(body) == 1 { // a batch has its lengths, of one message too
+		body = [][]byte{lengthOf(body[0]), body[0]}
+	}
 	var receipt *Receipt
 	err := p.client.until(ctx, p.changed, "the window of the producer for topic "+p.p.topic+" is full",
 		func() (bool, *Error) {
 			if err := p.check(); err != nil {
 				return false, err
 			}
-			if err := p.fits(made); err != nil {
+			if err := p.fits(count, uint64(largest), uint64(payloads), size); err != nil {
 				return false, err
 			}
-			into, ok := p.p.takeBatch(made, columns, body)
+			if err := p.delays(columns&columnTimes != 0); err != nil {
+				return false, err
+			}
+			into, ok := p.p.takeBatch(uint64(count), columns, body)
 			if ok {
-				receipt = &Receipt{p.p.topic, into, 0, len(made)}
+				receipt = &Receipt{into, 0, count}
 			}
 			p.client.connectionOf(p.p).wake()
 			return ok, nil

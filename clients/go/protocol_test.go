@@ -16,6 +16,8 @@ func newTalk(t *testing.T) *talk {
 	return &talk{t, newSession("test", new(uint64)), time.Unix(1000, 0)}
 }
 
+func (t *talk) time() time.Time { return t.now }
+
 func (t *talk) said() []header {
 	t.Helper()
 	var found []header
@@ -84,7 +86,7 @@ func publishes(said []header) (found []uint64) {
 
 func (t *talk) send(p *publication, payload string) *shipment {
 	t.Helper()
-	into, _, ok := p.take(content{payload: []byte(payload)}, t.now)
+	into, _, ok := p.take(&content{payload: []byte(payload)}, t.time)
 	if !ok {
 		t.Fatalf("%q was not taken", payload)
 	}
@@ -141,7 +143,7 @@ func TestTheWindowIsKept(test *testing.T) {
 	t.opened(header{kSequence: 0, kBytes: 100})
 	taken := 0
 	for taken < 100 {
-		if _, _, ok := p.take(content{payload: make([]byte, 30)}, t.now); !ok {
+		if _, _, ok := p.take(&content{payload: make([]byte, 30)}, t.time); !ok {
 			break
 		}
 		taken++
@@ -201,14 +203,14 @@ func (t *talk) consumer(fixed uint64) *attachment {
 }
 
 func (t *talk) deliver(first uint64, payloads ...string) {
-	items := make([][]byte, len(payloads))
+	items := make([]content, len(payloads))
 	for i, payload := range payloads {
-		items[i] = []byte(payload)
+		items[i].payload = []byte(payload)
 	}
-	table, joined := pack(items)
+	_, body := packBatch(items)
 	t.hear(header{
 		kType: tDeliver, kHandle: 2, kOffset: first, kCount: len(payloads), kTimestamps: []uint64{uint64(len(payloads)), 5},
-	}, table, joined)
+	}, body...)
 }
 
 func TestCreditComesBackAsTheProgramTakes(test *testing.T) {

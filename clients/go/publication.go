@@ -2,6 +2,7 @@ package ister
 
 import (
 	"encoding/binary"
+	"slices"
 	"sync/atomic"
 	"time"
 )
@@ -13,7 +14,8 @@ import (
 //   - what has no receipt fits the window and BATCHES_IN_FLIGHT_MAX, or is one batch alone
 //   - a receipt is resolved once
 
-const lengthBytes = 4
+// refusedKept is how many refused batches are remembered, for a program that gives their numbers again.
+const refusedKept = 64
 
 type pubPhase int
 
@@ -34,15 +36,32 @@ type shipment struct {
 	observed  atomic.Bool // somebody has seen its error
 	done      chan struct{}
 	over      bool
+	topic     string
+	receipts  []Receipt // made, and not given out yet
 }
 
-func newShipment() *shipment { return &shipment{done: make(chan struct{})} }
+// receipt returns one of a message, or of a batch; they are made many at once.
+func (s *shipment) receipt(index uint64) *Receipt {
+	if s.over {
+		return &Receipt{s, index, 1}
+	}
+	if len(s.receipts) == 0 {
+		s.receipts = make([]Receipt, receiptsMade)
+	}
+	made := &s.receipts[0]
+	s.receipts = s.receipts[1:]
+	*made = Receipt{s, index, 1}
+	return made
+}
+
+func newShipment(topic string) *shipment { return &shipment{topic: topic, done: make(chan struct{})} }
 
 func (s *shipment) resolve(first uint64, err *Error) {
 	if s.over {
 		return
 	}
 	s.over, s.first, s.err, s.duplicate = true, first, err, first == offsetUnknown && err == nil
+	s.receipts = nil
 	close(s.done)
 }
 
@@ -53,6 +72,12 @@ type outgoing struct {
 	size            uint64
 	shipment        *shipment
 	refused         *Error
+}
+
+// failure is why messages were refused for good.
+type failure struct {
+	first, end uint64
+	err        *Error
 }
 
 type publication struct {
@@ -78,10 +103,10 @@ type publication struct {
 	bytes    uint64
 	sent     int
 
-	gathered      []content
-	gatheredBytes uint64
+	gathered      gathering
 	gatheredSince time.Time
 	shipment      *shipment
+	failed        []failure // the last batches that were refused for good
 
 	due      time.Time
 	failures int
@@ -101,7 +126,7 @@ func (p *publication) lowest() uint64 {
 	if len(p.batches) > 0 {
 		return p.batches[0].sequence
 	}
-	return p.next - uint64(len(p.gathered))
+	return p.next - uint64(p.gathered.count)
 }
 
 func (p *publication) open() {
@@ -174,7 +199,7 @@ func (p *publication) fail(err *Error) {
 	if p.shipment != nil {
 		p.shipment.resolve(0, err)
 	}
-	p.batches, p.gathered, p.shipment, p.bytes, p.gatheredBytes = nil, nil, nil, 0, 0
+	p.batches, p.gathered, p.shipment, p.bytes = nil, gathering{}, nil, 0
 	p.changed()
 }
 
@@ -193,7 +218,7 @@ func (p *publication) tick(now time.Time) {
 	if p.phase == pubWaiting && !p.due.After(now) && p.session != nil {
 		p.open()
 	}
-	if len(p.gathered) > 0 && !p.gatheredSince.Add(p.linger).After(now) {
+	if p.gathered.count > 0 && !p.gatheredSince.Add(p.linger).After(now) {
 		p.seal()
 	}
 }
@@ -203,7 +228,7 @@ func (p *publication) deadline() time.Time {
 	if p.phase == pubWaiting {
 		due = p.due
 	}
-	if len(p.gathered) > 0 && p.hasRoom(p.gatheredBytes) {
+	if p.gathered.count > 0 && p.hasRoom(p.gathered.size) {
 		if linger := p.gatheredSince.Add(p.linger); due.IsZero() || linger.Before(due) {
 			due = linger
 		}
@@ -236,6 +261,9 @@ func (p *publication) resolve(sequence, offset uint64) {
 	for i, batch := range p.batches {
 		if batch.sequence == sequence {
 			batch.shipment.resolve(offset, nil)
+			if p.session != nil && len(p.session.outbox) == 0 { // else something may be about to send it again
+				p.gathered.giveBack(batch.body)
+			}
 			p.remove(i)
 			return
 		}
@@ -244,7 +272,12 @@ func (p *publication) resolve(sequence, offset uint64) {
 
 func (p *publication) remove(i int) {
 	p.bytes -= p.batches[i].size
-	p.batches = append(p.batches[:i:i], p.batches[i+1:]...)
+	if i == 0 {
+		p.batches[0] = nil
+		p.batches = p.batches[1:]
+	} else {
+		p.batches = slices.Delete(p.batches, i, i+1)
+	}
 	if i < p.sent {
 		p.sent--
 	}
@@ -278,13 +311,16 @@ func (p *publication) afterAnswers() {
 	for p.phase == pubOpen && len(p.batches) > 0 && p.batches[0].refused != nil {
 		batch := p.batches[0]
 		batch.shipment.resolve(0, batch.refused)
+		if p.failed = append(p.failed, failure{batch.sequence, batch.sequence + batch.count, batch.refused}); len(p.failed) > refusedKept {
+			p.failed = p.failed[1:]
+		}
 		if p.refused == nil {
 			p.refused = batch.shipment
 		}
 		p.remove(0)
 		p.open() // behind it; what follows is sent again
 	}
-	if len(p.gathered) > 0 && len(p.batches) == 0 {
+	if p.gathered.count > 0 && len(p.batches) == 0 {
 		p.seal()
 	}
 	p.changed()
@@ -293,21 +329,9 @@ func (p *publication) afterAnswers() {
 // ---- taking messages
 
 func sizeOf(message *content) uint64 {
-	size := uint64(len(message.payload)) + lengthBytes
-	if len(message.key) > 0 {
-		size += uint64(len(message.key)) + lengthBytes
-	}
-	if len(message.attributes) > 0 {
-		size += uint64(len(encode(message.attributes))) + lengthBytes
-	}
-	if message.deliverAt > 0 {
-		size += 8
-	}
-	return size
+	var alone gathering
+	return alone.wouldBe(message)
 }
-
-// columnsMax is what columns cost that other messages of the batch bring in.
-const columnsMax = 2*lengthBytes + 8
 
 func (p *publication) hasRoom(size uint64) bool {
 	if !p.opened || p.phase == pubClosed || p.phase == pubClosing {
@@ -324,41 +348,41 @@ func (p *publication) batchLimit() uint64 {
 	return limit
 }
 
-// take adds a message to what is gathered; false where it must wait for room.
-func (p *publication) take(message content, now time.Time) (*shipment, uint64, bool) {
-	size := sizeOf(&message) + columnsMax
-	if len(p.gathered) > 0 && p.gatheredBytes+size > p.batchLimit() {
+// take adds a message to what is gathered; false where it must wait for room. The time is asked for where it counts.
+func (p *publication) take(message *content, now func() time.Time) (*shipment, uint64, bool) {
+	size := p.gathered.wouldBe(message)
+	if p.gathered.count > 0 && size > p.batchLimit() {
 		if !p.seal() {
 			return nil, 0, false
 		}
+		size = p.gathered.wouldBe(message)
 	}
-	if len(p.gathered) == 0 {
+	if p.gathered.count == 0 {
 		if !p.hasRoom(size) && p.bytes > 0 && size > p.batchLimit() {
 			return nil, 0, false
 		}
-		p.gatheredSince, p.shipment = now, newShipment()
+		p.gatheredSince, p.shipment = now(), newShipment(p.topic)
 	}
-	p.gathered = append(p.gathered, message)
-	p.gatheredBytes += size
+	p.gathered.add(message, size)
 	p.next++
-	into, index := p.shipment, uint64(len(p.gathered)-1)
-	if len(p.batches) == 0 || p.gatheredBytes >= p.batchLimit() {
+	into, index := p.shipment, uint64(p.gathered.count-1)
+	if len(p.batches) == 0 || size >= p.batchLimit() {
 		p.seal()
 	}
 	return into, index, true
 }
 
 // takeBatch sends messages as a batch of their own; false where it must wait for room.
-func (p *publication) takeBatch(messages []content, columns uint64, body [][]byte) (*shipment, bool) {
-	if len(p.gathered) > 0 && !p.seal() {
+func (p *publication) takeBatch(count, columns uint64, body [][]byte) (*shipment, bool) {
+	if p.gathered.count > 0 && !p.seal() {
 		return nil, false
 	}
 	if !p.hasRoom(sizeOfBody(body)) {
 		return nil, false
 	}
-	into := newShipment()
-	p.enqueue(uint64(len(messages)), columns, body, into, p.next)
-	p.next += uint64(len(messages))
+	into := newShipment(p.topic)
+	p.enqueue(count, columns, body, into, p.next)
+	p.next += count
 	return into, true
 }
 
@@ -372,19 +396,16 @@ func sizeOfBody(body [][]byte) uint64 {
 
 // seal makes a batch of what is gathered, if there is room for it.
 func (p *publication) seal() bool {
-	if len(p.gathered) == 0 {
+	if p.gathered.count == 0 {
 		return true
 	}
-	if !p.hasRoom(p.gatheredBytes) {
+	if !p.hasRoom(p.gathered.size) {
 		return false
 	}
-	count := uint64(len(p.gathered))
-	columns, body := packBatch(p.gathered)
-	if count == 1 && columns == 0 {
-		body = body[1:]
-	}
+	count := uint64(p.gathered.count)
+	columns, body := p.gathered.seal()
 	p.enqueue(count, columns, body, p.shipment, p.next-count)
-	p.gathered, p.gatheredBytes, p.shipment = nil, 0, nil
+	p.shipment = nil
 	return true
 }
 
@@ -410,7 +431,7 @@ func (p *publication) send() {
 	}
 }
 
-func (p *publication) answered() bool { return len(p.gathered) == 0 && len(p.batches) == 0 }
+func (p *publication) answered() bool { return p.gathered.count == 0 && len(p.batches) == 0 }
 
 // skipTo leaves numbers out; only when everything is answered.
 func (p *publication) skipTo(sequence uint64) {
@@ -420,17 +441,24 @@ func (p *publication) skipTo(sequence uint64) {
 	}
 }
 
-// before returns the shipment of a number that was used in this run, or one that says: stored before.
+// before returns the shipment of a number that was used in this run, or one that says: stored before, or refused.
 func (p *publication) before(sequence uint64) (*shipment, uint64) {
+	for _, each := range p.failed {
+		if each.first <= sequence && sequence < each.end {
+			refused := newShipment(p.topic)
+			refused.resolve(0, each.err)
+			return refused, 0
+		}
+	}
 	for _, batch := range p.batches {
 		if batch.sequence <= sequence && sequence < batch.sequence+batch.count {
 			return batch.shipment, sequence - batch.sequence
 		}
 	}
-	if first := p.next - uint64(len(p.gathered)); p.shipment != nil && sequence >= first {
+	if first := p.next - uint64(p.gathered.count); p.shipment != nil && sequence >= first {
 		return p.shipment, sequence - first
 	}
-	known := newShipment()
+	known := newShipment(p.topic)
 	known.resolve(offsetUnknown, nil)
 	return known, 0
 }

@@ -52,12 +52,16 @@ type request struct {
 	err       *Error
 	done      chan struct{}
 	over      bool
+	told      func() // called then
 }
 
 func (r *request) finish(result []byte, err *Error) {
 	if !r.over {
 		r.over, r.result, r.err = true, result, err
 		close(r.done)
+		if r.told != nil {
+			r.told()
+		}
 	}
 }
 

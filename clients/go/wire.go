@@ -182,142 +182,52 @@ func mismatch(what string) *Error {
 	return &Error{"lengths-mismatch", Stop, "the lengths of " + what + " do not add up"}
 }
 
-// cut takes items apart that lie end to end.
-func cut(table, items []byte, count int, what string) ([][]byte, *Error) {
-	if len(table) != 4*count {
-		return nil, mismatch(what)
-	}
-	found := make([][]byte, count)
-	at := uint64(0)
-	for i := range found {
-		end := at + uint64(binary.LittleEndian.Uint32(table[4*i:]))
-		if end > uint64(len(items)) {
-			return nil, mismatch(what)
-		}
-		found[i] = items[at:end:end]
-		at = end
-	}
-	if at != uint64(len(items)) {
-		return nil, mismatch(what)
-	}
-	return found, nil
-}
-
-func cutColumn(column []byte, count int, what string) ([][]byte, *Error) {
-	if len(column) < 4*count {
-		return nil, mismatch(what)
-	}
-	return cut(column[:4*count], column[4*count:], count, what)
-}
-
-func pack(items [][]byte) (table, joined []byte) {
-	size := 0
-	for _, item := range items {
-		size += len(item)
-	}
-	table, joined = make([]byte, 0, 4*len(items)), make([]byte, 0, size)
-	for _, item := range items {
-		table = binary.LittleEndian.AppendUint32(table, uint32(len(item)))
-		joined = append(joined, item...)
-	}
-	return table, joined
-}
-
 // content is one message without its place: what a batch is made of and cut into.
 type content struct {
 	payload    []byte
 	key        []byte
 	attributes map[string]string
+	encoded    []byte // the attributes, of a message to be sent
 	deliverAt  uint64
 }
 
 // packBatch makes the body frames of messages.
 func packBatch(messages []content) (columns uint64, body [][]byte) {
-	payloads, keys, attributes := make([][]byte, len(messages)), make([][]byte, len(messages)), make([][]byte, len(messages))
-	times := make([]byte, 0)
-	for i, message := range messages {
-		payloads[i], keys[i] = message.payload, message.key
-		if len(message.key) > 0 {
-			columns |= columnKeys
-		}
-		if len(message.attributes) > 0 {
-			columns |= columnAttributes
-			attributes[i] = encode(message.attributes)
-		}
-		if message.deliverAt > 0 {
-			columns |= columnTimes
-		}
-		times = binary.LittleEndian.AppendUint64(times, message.deliverAt)
+	made := newGathering(len(messages), 0)
+	for i := range messages {
+		made.add(&messages[i], made.wouldBe(&messages[i]))
 	}
-	table, joined := pack(payloads)
-	body = [][]byte{table, joined}
-	if columns&columnKeys != 0 {
-		table, joined = pack(keys)
-		body = append(body, append(table, joined...))
-	}
-	if columns&columnAttributes != 0 {
-		table, joined = pack(attributes)
-		body = append(body, append(table, joined...))
-	}
-	if columns&columnTimes != 0 {
-		body = append(body, times)
+	columns, body = made.seal()
+	if len(body) == 1 {
+		body = [][]byte{lengthOf(body[0]), body[0]}
 	}
 	return columns, body
 }
 
+func lengthOf(payload []byte) []byte {
+	return binary.LittleEndian.AppendUint32(nil, uint32(len(payload)))
+}
+
 // cutBatch takes the body of a DELIVER apart.
 func cutBatch(columns uint64, count int, body [][]byte) ([]content, *Error) {
-	wanted := 2
-	for _, bit := range []uint64{columnKeys, columnAttributes, columnTimes} {
-		if columns&bit != 0 {
-			wanted++
-		}
-	}
-	if columns > 7 || len(body) != wanted || count == 0 {
+	if count == 0 || len(body) < 2 || len(body[0]) != lengthBytes*count {
 		return nil, malformed("%d messages with columns %d have %d body frames", count, columns, len(body))
 	}
-	payloads, err := cut(body[0], body[1], count, "a batch")
-	if err != nil {
+	n := uint64(count)
+	d := delivery{owner: &attachment{}, count: count, ranges: []uint64{0, n}, stamps: []uint64{n, 0}}
+	if err := d.cut(columns, body); err != nil {
 		return nil, err
 	}
 	messages := make([]content, count)
-	for i, payload := range payloads {
-		messages[i].payload = payload
-	}
-	rest := body[2:]
-	if columns&columnKeys != 0 {
-		keys, err := cutColumn(rest[0], count, "a column of keys")
-		if err != nil {
-			return nil, err
+	for i := range messages {
+		var each Message
+		d.fill(&each)
+		if each.broken != nil {
+			return nil, each.broken
 		}
-		for i, key := range keys {
-			if len(key) > 0 {
-				messages[i].key = key
-			}
-		}
-		rest = rest[1:]
-	}
-	if columns&columnAttributes != 0 {
-		items, err := cutColumn(rest[0], count, "a column of attributes")
-		if err != nil {
-			return nil, err
-		}
-		for i, item := range items {
-			if len(item) == 0 {
-				continue
-			}
-			if err := decoder.Unmarshal(item, &messages[i].attributes); err != nil {
-				return nil, malformed("attributes are a map of text to text: %v", err)
-			}
-		}
-		rest = rest[1:]
-	}
-	if columns&columnTimes != 0 {
-		if len(rest[0]) != 8*count {
-			return nil, mismatch("a column of times")
-		}
-		for i := range messages {
-			messages[i].deliverAt = binary.LittleEndian.Uint64(rest[0][8*i:])
+		messages[i] = content{payload: each.Payload, key: each.Key, attributes: each.Attributes}
+		if d.deliverAt != nil {
+			messages[i].deliverAt = binary.LittleEndian.Uint64(d.deliverAt[timeBytes*i:])
 		}
 	}
 	return messages, nil

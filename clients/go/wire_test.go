@@ -58,7 +58,15 @@ func TestABatchComesApartAsItWasPutTogether(t *testing.T) {
 		{payload: []byte{}},
 		{payload: []byte("c"), attributes: map[string]string{"größe": "ü"}, deliverAt: 7},
 	}
+	for i := range messages {
+		if len(messages[i].attributes) > 0 {
+			messages[i].encoded = encode(messages[i].attributes)
+		}
+	}
 	columns, body := packBatch(messages)
+	for i := range messages {
+		messages[i].encoded = nil
+	}
 	found, err := cutBatch(columns, len(messages), body)
 	if err != nil || !reflect.DeepEqual(found, messages) {
 		t.Fatalf("%v, %v", found, err)

@@ -35,12 +35,12 @@ def test_its_modules_are_what_it_uses() -> None:
     run(FOLDER, "go", "mod", "tidy", "-diff")
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", [0, 1, 2])
 def test_a_program_of_the_readme_runs_in_an_empty_project(
     number: int, memory_broker: testing.Broker, tmp_path: Path
 ) -> None:
     """As the README says: require, replace, tidy, run; and run again, where the topics exist."""
-    assert len(PROGRAMS) == 2
+    assert len(PROGRAMS) == 3
     printed, _, program = PROGRAMS[number]
     (tmp_path / "main.go").write_text(program, encoding="utf-8")
     run(tmp_path, "go", "mod", "init", "empty.example/project")

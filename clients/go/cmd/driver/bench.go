@@ -62,11 +62,11 @@ func benchPublish(ctx context.Context, producer *ister.Producer, payload []byte,
 	began := time.Now()
 	if batch > 0 {
 		for first := 0; first < messages; first += batch {
-			together := make([]ister.Outgoing, min(batch, messages-first))
+			together := make([][]byte, min(batch, messages-first))
 			for i := range together {
-				together[i].Payload = payload
+				together[i] = payload
 			}
-			if _, err := producer.SendBatch(ctx, together); err != nil {
+			if _, err := producer.SendPayloads(ctx, together); err != nil {
 				return nil, err
 			}
 		}
@@ -88,18 +88,18 @@ func benchReceive(ctx context.Context, consumer *ister.Consumer, messages, batch
 	count, size := 0, 0
 	for count < messages {
 		if batch > 0 {
-			came, err := consumer.ReceiveBatch(ctx, batch)
+			came, err := consumer.ReceiveTogether(ctx, batch)
 			if err != nil {
 				return nil, err
 			}
 			if count == 0 {
 				began = time.Now()
 			}
-			for _, each := range came {
-				size += len(each.Payload)
+			for payload := range came.Payloads() {
+				size += len(payload)
 			}
-			count += len(came)
-			if err := consumer.Ack(came...); err != nil {
+			count += came.Len()
+			if err := consumer.AckBatch(came); err != nil {
 				return nil, err
 			}
 			continue

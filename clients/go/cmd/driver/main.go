@@ -22,7 +22,7 @@ var capabilities = []string{
 	"batch", "pipeline", "keys", "attributes", "delivery-time", "timestamps", "attempts", "named-producer",
 	"batch-receive", "confirm", "nack", "ack-until", "extend", "reader", "seek", "priority", "force", "options",
 	"credit", "window", "events", "admin", "request-reply", "moved", "reconnect", "heartbeat", "orderly-close",
-	"cancel", "drop", "codec", "bench",
+	"cancel", "drop", "codec", "bench", "taken", "patterns", "dead-letters",
 }
 
 type message struct {
@@ -86,13 +86,29 @@ type receiver interface {
 	Close(context.Context) error
 }
 
+type acknowledger interface {
+	receiver
+	Ack(messages ...*ister.Message) error
+	AckUntil(message *ister.Message) error
+	Nack(reason string, messages ...*ister.Message) error
+	NackAfter(delay time.Duration, reason string, messages ...*ister.Message) error
+	Extend(messages ...*ister.Message) error
+	Flush(ctx context.Context) error
+}
+
+// place is where a message that is held came from.
+type place struct {
+	topic  string
+	offset uint64
+}
+
 type driver struct {
 	clients   map[string]*ister.Client
 	producers map[string]*ister.Producer
 	consumers map[string]receiver
 	receipts  map[string]*ister.Receipt
 	of        map[string]*ister.Client // a consumer's client
-	held      map[string]map[uint64]*ister.Message
+	held      map[string]map[place]*ister.Message
 	late      map[string]error
 }
 
@@ -360,7 +376,7 @@ func (d *driver) publishing(ctx context.Context, c *command) (object, error) {
 		return told, nil
 	}
 	if c.Do == "flush" && c.Consumer != nil {
-		consumer, ok := d.consumers[*c.Consumer].(*ister.Consumer)
+		consumer, ok := d.consumers[*c.Consumer].(acknowledger)
 		if !ok {
 			return nil, errName
 		}
@@ -413,27 +429,36 @@ func (d *driver) withClient(ctx context.Context, c *command, client *ister.Clien
 		if err != nil {
 			return nil, err
 		}
+		options := &ister.ConsumerOptions{
+			Type: c.Type, Start: place, Priority: c.Priority, Force: c.Force, CreditMessages: c.CreditMessages,
+			Options: c.Options, WaitForPlace: c.TimeoutMs != nil,
+		}
 		var opened receiver
-		var position uint64
-		if c.Do == "reader" {
+		var position any
+		if strings.ContainsAny(c.Topic, "*>") {
+			consumer, err := client.PatternConsumer(ctx, c.Topic, c.Subscription, options)
+			if err != nil {
+				return nil, err
+			}
+			opened = consumer
+		} else if c.Do == "reader" {
 			reader, err := client.Reader(ctx, c.Topic, place, c.CreditMessages)
 			if err != nil {
 				return nil, err
 			}
 			opened, position = reader, reader.Position()
 		} else {
-			consumer, err := client.Consumer(ctx, c.Topic, c.Subscription, &ister.ConsumerOptions{
-				Type: c.Type, Start: place, Priority: c.Priority, Force: c.Force, CreditMessages: c.CreditMessages,
-				Options: c.Options, WaitForPlace: c.TimeoutMs != nil,
-			})
+			consumer, err := client.Consumer(ctx, c.Topic, c.Subscription, options)
 			if err != nil {
 				return nil, err
 			}
 			opened, position = consumer, consumer.Position()
 		}
 		d.consumers[*c.Consumer], d.of[*c.Consumer] = opened, client
-		d.held[*c.Consumer] = map[uint64]*ister.Message{}
+		d.hold(*c.Consumer)
 		return object{"position": position}, nil
+	case "letters", "redrive", "purge":
+		return d.letters(ctx, c, client)
 	case "request":
 		reply, err := client.Request(ctx, c.Topic, ister.Outgoing{Payload: unhex(c.Payload), Attributes: c.Attributes})
 		if err != nil {
@@ -442,6 +467,45 @@ func (d *driver) withClient(ctx context.Context, c *command, client *ister.Clien
 		return object{"message": shown(reply)}, nil
 	}
 	return nil, errUnknown
+}
+
+func (d *driver) hold(consumer string) { d.held[consumer] = map[place]*ister.Message{} }
+
+func (d *driver) letters(ctx context.Context, c *command, client *ister.Client) (object, error) {
+	letters := client.DeadLetters(c.Topic, c.Subscription)
+	limit := 0
+	if c.Max != nil {
+		limit = *c.Max
+	}
+	switch c.Do {
+	case "redrive", "purge":
+		to, _ := c.To.(string)
+		options := &ister.SettleOptions{Limit: limit, Offsets: c.Offsets, To: to}
+		settle := letters.Redrive
+		if c.Do == "purge" {
+			settle = letters.Purge
+		}
+		messages, err := settle(ctx, options)
+		return object{"messages": messages}, err
+	}
+	told := []object{}
+	for letter, err := range letters.All(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		each := object{
+			"offset": letter.Offset, "payload": hex.EncodeToString(letter.Payload), "key": nil,
+			"attributes": letter.Attributes, "topic": letter.Topic, "subscription": letter.Subscription,
+			"origin_offset": letter.OriginOffset, "attempts": letter.Attempts, "reason": letter.Reason,
+		}
+		if letter.Key != nil {
+			each["key"] = hex.EncodeToString(letter.Key)
+		}
+		if told = append(told, each); len(told) == limit {
+			break
+		}
+	}
+	return object{"letters": told}, nil
 }
 
 func (d *driver) withConsumer(ctx context.Context, c *command, consumer receiver) (object, error) {
@@ -461,9 +525,13 @@ func (d *driver) withConsumer(ctx context.Context, c *command, consumer receiver
 		}
 		return object{"events": told}, nil
 	}
-	acknowledging, ok := consumer.(*ister.Consumer)
+	acknowledging, ok := consumer.(acknowledger)
 	if !ok {
 		return nil, errUnknown
+	}
+	topic := c.Topic
+	if one, ok := consumer.(interface{ Topic() string }); ok {
+		topic = one.Topic()
 	}
 	wanted := c.Offsets
 	if c.Do == "ack_until" || c.Do == "reply" {
@@ -471,14 +539,14 @@ func (d *driver) withConsumer(ctx context.Context, c *command, consumer receiver
 	}
 	messages := make([]*ister.Message, len(wanted))
 	for i, offset := range wanted {
-		if messages[i] = held[offset]; messages[i] == nil {
+		if messages[i] = held[place{topic, offset}]; messages[i] == nil {
 			return nil, errName
 		}
 	}
 	switch c.Do {
 	case "ack", "nack":
 		for _, offset := range wanted {
-			delete(held, offset)
+			delete(held, place{topic, offset})
 		}
 		if c.Do == "ack" {
 			return nil, acknowledging.Ack(messages...)
@@ -490,9 +558,9 @@ func (d *driver) withConsumer(ctx context.Context, c *command, consumer receiver
 	case "extend":
 		return nil, acknowledging.Extend(messages...)
 	case "ack_until":
-		for offset := range held {
-			if offset <= c.Offset {
-				delete(held, offset)
+		for each := range held {
+			if each.topic == topic && each.offset <= c.Offset {
+				delete(held, each)
 			}
 		}
 		return nil, acknowledging.AckUntil(messages[0])
@@ -501,7 +569,11 @@ func (d *driver) withConsumer(ctx context.Context, c *command, consumer receiver
 		if err != nil {
 			return nil, err
 		}
-		position, err := acknowledging.Seek(ctx, place)
+		moved, ok := consumer.(*ister.Consumer)
+		if !ok {
+			return nil, errUnknown
+		}
+		position, err := moved.Seek(ctx, place)
 		return object{"position": position}, err
 	case "reply":
 		return nil, d.of[name].Reply(ctx, messages[0], ister.Outgoing{Payload: unhex(c.Payload), Attributes: c.Attributes})
@@ -531,7 +603,7 @@ func (d *driver) receive(ctx context.Context, c *command, consumer receiver) (ob
 			}
 		}
 		for _, each := range came {
-			d.held[name][each.Offset] = each
+			d.held[name][place{each.Topic, each.Offset}] = each
 			taken = append(taken, shown(each))
 		}
 		if err != nil && !errors.Is(err, context.DeadlineExceeded) {
@@ -694,7 +766,7 @@ func wholes(values map[string]any) map[string]any {
 func main() {
 	d := &driver{
 		map[string]*ister.Client{}, map[string]*ister.Producer{}, map[string]receiver{}, map[string]*ister.Receipt{},
-		map[string]*ister.Client{}, map[string]map[uint64]*ister.Message{}, map[string]error{},
+		map[string]*ister.Client{}, map[string]map[place]*ister.Message{}, map[string]error{},
 	}
 	in, out := bufio.NewReaderSize(os.Stdin, 1<<16), bufio.NewWriter(os.Stdout)
 	for {
