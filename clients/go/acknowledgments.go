@@ -181,6 +181,21 @@ func (a *attachment) repeatAcks() {
 	a.sendUntil()
 }
 
+// unwritten returns the frames about everything that is not known to be written.
+func (a *attachment) unwritten() (frames []header) {
+	if a.silent {
+		return nil
+	}
+	a.endRun()
+	frames = a.framesOf(header{kType: tAck}, joined(slices.Concat(a.unconfirmed, a.pending)), 0)
+	if a.until != nil {
+		frames = append(frames, a.about(header{kType: tAckUntil, kHandle: a.handle, kOffset: *a.until}))
+	}
+	return frames
+}
+
+func (a *attachment) lastWords() []header { return a.words }
+
 func (a *attachment) sendUntil() {
 	if a.until != nil && a.session != nil && a.phase != pubClosing && a.phase != pubClosed {
 		a.session.emit(a.about(header{kType: tAckUntil, kHandle: a.handle, kOffset: *a.until}))
@@ -193,6 +208,12 @@ func (a *attachment) sendAcks(spans []span, ref uint64) {
 
 // sendRanges splits ranges over several frames; a REF is on the last, whose DONE covers all.
 func (a *attachment) sendRanges(h header, spans []span, ref uint64) {
+	for _, frame := range a.framesOf(h, spans, ref) {
+		a.session.emit(frame)
+	}
+}
+
+func (a *attachment) framesOf(h header, spans []span, ref uint64) (frames []header) {
 	for len(spans) > 0 {
 		some := spans[:min(len(spans), rangesMax)]
 		spans = spans[len(some):]
@@ -207,8 +228,9 @@ func (a *attachment) sendRanges(h header, spans []span, ref uint64) {
 		if len(spans) == 0 && ref != 0 {
 			frame[kRef] = ref
 		}
-		a.session.emit(frame)
+		frames = append(frames, frame)
 	}
+	return frames
 }
 
 // about adds to a frame about messages of which moves of the subscription this client has heard.

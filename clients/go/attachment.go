@@ -55,6 +55,7 @@ type attachment struct {
 	epoch       int    // messages of an earlier one are not acknowledged any more
 	moves       uint64 // of the subscription, of which the broker has told, where it counts them
 	deliveredIn []byte // the session that knows what was delivered
+	words       []header
 
 	due      time.Time
 	failures int
@@ -144,7 +145,7 @@ func (a *attachment) isTheSame(instance string) bool {
 		return true
 	}
 	if a.reader() && a.moved {
-		a.session.sayClose(a.handle, func() {})
+		a.session.sayClose(a.handle, nil, func() {})
 		a.fail(&Error{"topic-deleted", Stop, fmt.Sprintf("topic %q was deleted, and created again since", a.topic)})
 		return false
 	}
@@ -307,8 +308,11 @@ func (a *attachment) close() {
 		a.phase = pubClosing
 		a.dropUnseen()
 		a.withhold()
-		a.session.sayClose(a.handle, func() { a.fail(closedError("the consumer")) })
+		a.session.sayClose(a.handle, a.unwritten(), func() { a.fail(closedError("the consumer")) })
 	default:
+		if a.phase == pubIdle {
+			a.words = a.unwritten()
+		}
 		a.fail(closedError("the consumer"))
 	}
 }

@@ -42,6 +42,7 @@ type handing struct {
 	pace     pace
 	now      time.Time // when the program asked last
 
+	old         bool   // what is in hand came before the open: its credit is none of this one's
 	recalled    bool   // the credit is withheld until the program asks for something
 	singly      int    // deliveries in the queue that are handed out one by one
 	asking      uint64 // the REF of the question whether the next one may be handed out; 0: there is none
@@ -168,7 +169,7 @@ func (a *attachment) dropUnseen() {
 		return
 	}
 	if a.silent {
-		g.inHand.count = g.stop
+		g.inHand.count, g.old = g.stop, true
 	} else {
 		g.inHand, g.stop, g.slab = nil, 0, nil
 	}
@@ -297,8 +298,12 @@ func (a *attachment) regain(most int, now time.Time) int {
 	left := 0
 	if g.inHand != nil {
 		left = g.stop - g.inHand.at
-		g.stop -= left
 	}
+	if g.old && left > 0 {
+		g.mu.Unlock()
+		return min(most, left)
+	}
+	g.stop -= left
 	g.mu.Unlock()
 	g.handed -= uint64(left)
 	g.used -= int64(left)
@@ -338,7 +343,7 @@ func (a *attachment) cut(most int, together bool) int {
 		}
 		g.usedSize += int64(d.bytes)
 		g.mu.Lock()
-		g.inHand, g.stop, g.slab = d, 0, nil
+		g.inHand, g.stop, g.slab, g.old = d, 0, nil, false
 		g.mu.Unlock()
 	}
 	first := g.stop

@@ -115,6 +115,8 @@ type publication struct {
 
 func (p *publication) number() uint64 { return p.handle }
 
+func (p *publication) lastWords() []header { return nil }
+
 func (p *publication) onReady(s *session, _ bool, now time.Time) {
 	p.session = s
 	if p.phase == pubIdle || (p.phase == pubWaiting && !p.due.After(now)) {
@@ -469,7 +471,7 @@ func (p *publication) close() {
 	case p.phase == pubClosed || p.phase == pubClosing:
 	case (p.phase == pubOpen || p.phase == pubOpening || p.phase == pubWaiting) && p.session != nil:
 		p.phase = pubClosing
-		p.session.sayClose(p.handle, func() { p.fail(closedError("the producer")) })
+		p.session.sayClose(p.handle, nil, func() { p.fail(closedError("the producer")) })
 	default:
 		p.fail(closedError("the producer"))
 	}

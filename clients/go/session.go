@@ -40,6 +40,7 @@ type handle interface {
 	tick(now time.Time)
 	deadline() time.Time
 	fail(err *Error)
+	lastWords() []header // to be said before CLOSE, where the connection was lost meanwhile
 }
 
 type request struct {
@@ -69,8 +70,9 @@ type answer func(h header, body [][]byte, now time.Time) *Error
 
 // identity is what makes a session the same one over its next connection.
 type identity struct {
-	secret   []byte
-	departed map[uint64]bool // handles that are closed here, and that the broker is not known to have closed
+	secret []byte
+	// handles that are closed here, and that the broker is not known to have closed: what is said before CLOSE
+	departed map[uint64][]header
 }
 
 type session struct {
@@ -134,21 +136,24 @@ func (s *session) detach(h handle) {
 	if s.handles[h.number()] == h {
 		delete(s.handles, h.number())
 		if s.phase != ready {
-			s.depart(h.number())
+			s.depart(h.number(), h.lastWords())
 		}
 	}
 }
 
-func (s *session) depart(number uint64) {
+func (s *session) depart(number uint64, words []header) {
 	if s.departed == nil {
-		s.departed = map[uint64]bool{}
+		s.departed = map[uint64][]header{}
 	}
-	s.departed[number] = true
+	if _, known := s.departed[number]; !known || len(words) > 0 {
+		s.departed[number] = words
+	}
 }
 
-// sayClose sends CLOSE, and again over the next connection of this session if there is no answer over this one.
-func (s *session) sayClose(number uint64, then func()) {
-	s.depart(number)
+// sayClose sends CLOSE, and again over the next connection of this session if there is no answer over this one; then
+// behind the last words, acknowledgments that may have been lost.
+func (s *session) sayClose(number uint64, words []header, then func()) {
+	s.depart(number, words)
 	ref := s.expect(func(header, [][]byte, time.Time) *Error {
 		delete(s.departed, number)
 		then()
@@ -163,7 +168,10 @@ func (s *session) sayDepartures(resumed bool) {
 		s.departed = nil
 	}
 	for _, number := range slices.Sorted(maps.Keys(s.departed)) {
-		s.sayClose(number, func() {})
+		for _, word := range s.departed[number] {
+			s.emit(word)
+		}
+		s.sayClose(number, nil, func() {})
 	}
 }
 

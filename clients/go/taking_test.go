@@ -467,3 +467,115 @@ func TestAcknowledgmentsOfWhatAnotherSessionDeliveredAreNotRepeated(test *testin
 		t.Fatal("nobody is told")
 	}
 }
+
+// ISTER-9.4-9
+func TestNoCreditComesBackForWhatWasDeliveredBeforeTheReaderOpenedAgain(test *testing.T) {
+	for _, together := range []bool{true, false} {
+		t := newTalk(test)
+		t.welcome(false)
+		a := &attachment{
+			handle: 2, topic: "orders", subscription: "r", kind: "reader", start: "earliest", fixed: 10, changed: func() {},
+		}
+		t.s.attach(a, t.now)
+		t.opened(header{kOffset: 0})
+		t.deliver(0, numbered(0, 8)...)
+		a.nextOne(t.now)
+		t.s.lost(lost("a test"))
+		t.welcome(true)
+		t.opened(header{kOffset: 8})
+		var came []string
+		for len(came) < 7 {
+			if together {
+				came = append(came, payloads(a.next(3, t.now))...)
+			} else {
+				came = append(came, payloads([]*Message{a.quick()})...)
+			}
+		}
+		if a.next(3, t.now) != nil || !slices.Equal(came, numbered(1, 8)) {
+			t.Fatal(came)
+		}
+		for _, h := range t.said() {
+			if h.uint(kType) == tCredit && (h.uint(kMessages) > 0 || h.uint(kBytes) > 0) {
+				t.Fatalf("together %v: %v", together, h)
+			}
+		}
+		t.deliver(8, numbered(8, 16)...)
+		given := uint64(0)
+		for a.nextOne(t.now) != nil {
+		}
+		a.asked(t.now)
+		for _, h := range t.said() {
+			given += h.uint(kMessages)
+		}
+		if given != 8 {
+			t.Fatalf("together %v: %d of credit for 8 messages", together, given)
+		}
+	}
+}
+
+// ISTER-7.4-9
+func TestAcknowledgmentsThatAreNotKnownToBeWrittenAreSaidBeforeTheCloseInTheResumedSession(test *testing.T) {
+	for name, closes := range map[string]func(t *talk, a *attachment){
+		"closed while there was no connection": func(t *talk, a *attachment) {
+			t.s.lost(lost("a test"))
+			a.close()
+			t.s.detach(a)
+		},
+		"closed when the connection broke": func(t *talk, a *attachment) {
+			a.close()
+			t.s.lost(lost("a test"))
+			t.s.detach(a)
+		},
+	} {
+		for _, resumed := range []bool{true, false} {
+			t := newTalk(test)
+			t.welcome(false)
+			a := t.consumer(10)
+			t.opened(header{kOffset: 0})
+			t.deliver(0, "a", "b", "c", "d")
+			came := a.next(4, t.now)
+			a.ack(came[:2], t.now)
+			a.flush(false)
+			a.ack(came[3:], t.now)
+			closes(t, a)
+			t.s.outbox = nil
+			t.welcome(resumed)
+			said := t.said()
+			if !resumed {
+				if len(said) != 0 {
+					t.Fatalf("%s, in a new session: %v", name, said)
+				}
+				continue
+			}
+			if len(said) != 2 || !same(said[0].uints(kRanges), []uint64{0, 2, 3, 4}) || said[1].uint(kType) != tClose {
+				t.Fatalf("%s: %v", name, said)
+			}
+			t.hear(header{kType: tDone, kRef: said[1].uint(kRef)})
+			t.s.lost(lost("a test"))
+			t.welcome(true)
+			if said := t.said(); len(said) != 0 {
+				t.Fatalf("%s, again: %v", name, said)
+			}
+		}
+	}
+}
+
+// ISTER-12-5
+func TestALimitThatIsMissingIsNotTakenForNone(test *testing.T) {
+	t := newTalk(test)
+	t.s.connect(t.now)
+	t.said()
+	t.hear(header{
+		kType: tWelcome, kVersion: 1, kSession: make([]byte, 16), kBoot: 1, kHeartbeat: 1000, kLimits: map[uint64]uint64{},
+	})
+	p, a := t.producer(), t.consumer(0)
+	if said := t.said(); len(said) != 2 {
+		t.Fatal(said)
+	}
+	limits := t.s.limits
+	if t.s.phase != ready || limits.messageBytesMax == 0 || limits.messageBytesMax > 4<<20 || limits.batchBytesMax == 0 ||
+		limits.batchBytesMax > 4<<20 || limits.windowBytes > 8<<20 || limits.batchesInFlightMax != 1 ||
+		a.window > limits.creditMessagesMax || p.err != nil {
+		t.Fatal(limits)
+	}
+}
