@@ -5,6 +5,7 @@ Runs in the process of `ister serve`. Holds the lock of the data folder until it
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 from ister.actors.addresses import BROKER, DIRECTORY_PATH, SUPERVISOR_PATH, TIER, node_of
 from ister.actors.directory import Directory
+from ister.actors.nursery import Nursery
 from ister.actors.process import (
     EXIT_FAILED,
     ProcessContext,
@@ -85,6 +87,22 @@ def run_broker(
     data = os.path.abspath(settings.server.data)
     # children inherit the limit
     log.info("file descriptors: at most %d per process", raise_descriptor_limit())
+    nursery = Nursery.begin()  # before there is anything that a fork would copy
+    try:
+        _run_locked(settings, data, on_ready, nursery, rebuild_catalogue=rebuild_catalogue)
+    finally:
+        if nursery is not None:
+            nursery.close()
+
+
+def _run_locked(
+    settings: Settings,
+    data: str,
+    on_ready: Callable[[BrokerReady], None],
+    nursery: Nursery | None,
+    *,
+    rebuild_catalogue: bool,
+) -> None:
     disk = LocalDisk()
     disk.makedirs(data)
     lock = disk.lock(data)
@@ -96,7 +114,7 @@ def run_broker(
         with closing(catalogue):
             sweep_orphans(disk, data, catalogue)
             with run_folder() as folder:
-                _run(settings, data, folder, catalogue, told, binds, endpoints, on_ready)
+                _run(settings, data, folder, catalogue, told, binds, endpoints, on_ready, nursery)
     finally:
         lock.release()
 
@@ -110,6 +128,7 @@ def _run(
     binds: list[str],
     endpoints: list[str],
     on_ready: Callable[[BrokerReady], None],
+    nursery: Nursery | None,
 ) -> None:
     context = ProcessContext(BROKER, SystemClock().time_ms(), folder)
     store = settings.server.store or f"file://{data}/{STORE_FOLDER}"
@@ -166,6 +185,7 @@ def _run(
         SUPERVISOR_PATH,
         context,
         [*workers, tier],
+        starter=nursery,
         policy=RestartPolicy(
             delay_first_s=supervision.restart_delay_ms_min / 1000,
             delay_max_s=supervision.restart_delay_ms_max / 1000,
@@ -180,6 +200,7 @@ def _run(
     assert isinstance(found, Supervisor)
     supervisor = found
     context.system.on_actor_failure = lambda path, error: _actor_failed(context, path, error)
+    gc.freeze()
     code = context.run()
     if code:
         raise BrokerFailedError(ended[0] if ended else "the broker failed; see its log", code)

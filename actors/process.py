@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import glob
 import logging
 import multiprocessing
@@ -331,8 +332,11 @@ def process_description(context: ProcessContext, role: str, endpoint: str = "") 
     }
 
 
-def child_main(birth: Birth) -> None:
-    """Run the child process that `birth` describes; the target of a spawned process. Ends with SystemExit."""
+def child_main(birth: Birth, broker_ends: int | None = None) -> None:
+    """Run the child process that `birth` describes. Ends with SystemExit.
+
+    `broker_ends` is a descriptor that becomes readable when the broker ends; a spawned process has it otherwise.
+    """
     spec = birth.spec
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -341,15 +345,18 @@ def child_main(birth: Birth) -> None:
     faulthandler.enable()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     log_to_stderr(spec.node, birth.log_level)
-    _die_with_parent(birth.parent_pid)
+    die_with_parent(birth.parent_pid)
     context = ProcessContext(spec.node, birth.boot, birth.folder, spec.settings)
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        context.loop.watch(parent.sentinel, _orphaned)
+    if broker_ends is None and parent is not None:
+        broker_ends = parent.sentinel
+    if broker_ends is not None:
+        context.loop.watch(broker_ends, _orphaned)
     SignalWatch(context.loop, [signal.SIGTERM], lambda _: context.on_terminate())
     context.mail.meet(BROKER, birth.broker_boot)
     try:
         spec.target(context)
+        gc.freeze()  # what was made so far stays: no collection looks at it
         code = context.run()
     except IsterError as error:
         code = _refuse(context, error)
@@ -379,7 +386,7 @@ def _orphaned() -> None:
 _PR_SET_PDEATHSIG: Final = 1  # <sys/prctl.h>
 
 
-def _die_with_parent(parent_pid: int) -> None:
+def die_with_parent(parent_pid: int) -> None:
     """Have the kernel kill this process when its parent dies (Linux; elsewhere only the loop watches the parent)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -1,5 +1,7 @@
 """Starting processes: what the Supervisor needs of a process, and real ones by multiprocessing's spawn method.
 
+Where processes can be forked, `nursery.py` starts them.
+
 When a process is started, restarted or stopped is decided by the Supervisor. May touch: `__main__` and the signal mask
 of this process, for the moment of a start.
 """

@@ -1,7 +1,7 @@
 """Real processes for the Supervisor's tests: the functions its children run, and a broker with only a Supervisor.
 
 Run as a program with one argument, a JSON object {"children": {node: [function, stop_rank]}, "policy": {...},
-"settings": {...}}; it prints one line of JSON for each thing that happens.
+"forks": whether a nursery starts them}; it prints one line of JSON for each thing that happens.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import sys
 from typing import Any
 
+from ister.actors.nursery import Nursery
 from ister.actors.process import NodeDown, NodeUp, ProcessContext, ProcessSpec, log_to_stderr, run_folder
 from ister.actors.restarts import RestartPolicy
 from ister.actors.runtime import LoopActor, System, receives
@@ -85,6 +86,9 @@ def broker(arguments: dict[str, Any]) -> int:
     log_to_stderr("broker", logging.INFO)
     clock = SystemClock()
     began = clock.monotonic()
+    nursery = Nursery.begin() if arguments.get("forks") else None
+    if nursery is not None:
+        say(nursery=nursery.pid)
     with run_folder() as folder:
         context = ProcessContext("broker", clock.time_ms(), folder)
         context.listen(context.system.spawn(Neighbourhood, "neighbourhood", "broker"))
@@ -102,6 +106,7 @@ def broker(arguments: dict[str, Any]) -> int:
             "supervisor",
             context,
             specs,
+            starter=nursery,
             policy=RestartPolicy(**arguments.get("policy", {})),
             on_all_up=lambda: say(all_up=clock.monotonic() - began, folder=folder),
             on_finished=finished,

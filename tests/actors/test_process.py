@@ -96,13 +96,19 @@ class Broker:
             stream.close()
 
 
-@pytest.fixture
-def broker() -> Iterator[Callable[..., Broker]]:
-    """Return a function that starts brokers; end them all after the test."""
+@pytest.fixture(params=["spawned", "forked"])
+def broker(request: pytest.FixtureRequest) -> Iterator[Callable[..., Broker]]:
+    """Return a function that starts brokers, whose processes are spawned, or forked by a nursery.
+
+    All are ended after the test.
+    """
     brokers: list[Broker] = []
+    forks = request.param == "forked"
+    if forks and sys.platform != "linux":
+        pytest.skip("only Linux has a nursery")
 
     def start(**arguments: Any) -> Broker:
-        brokers.append(Broker(**arguments))
+        brokers.append(Broker(forks=forks, **arguments))
         return brokers[-1]
 
     yield start
@@ -274,3 +280,64 @@ def test_a_worker_that_cannot_work_ends_the_broker_with_its_reason(broker: Calla
     assert "worker-0 can't work: listen: port 5555 is in use" in finished["reason"]
     assert running.end() == 78
     assert "starting it again" not in running.log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a nursery")
+def test_a_broker_without_its_nursery_spawns(broker: Callable[..., Broker]) -> None:
+    """A killed nursery takes its processes with it; they are started again without it, and end in order."""
+    running = broker(children=TWO_WORKERS_AND_TIER)
+    running.wait_for(all_up=...)
+    before = dict(running.pids)
+    event = next((event for event in running.seen if "nursery" in event), None)
+    if event is None:
+        return  # spawned
+    os.kill(event["nursery"], signal.SIGKILL)
+    assert all_gone_within(5, list(before.values()))
+    for node in before:
+        running.wait_for(down=node, reason="SIGKILL")
+    deadline = time.monotonic() + 30
+    while set(running.pids.values()) & set(before.values()):
+        assert time.monotonic() < deadline
+        running.take()
+    assert "spawned from now on" in running.log
+    running.process.send_signal(signal.SIGTERM)
+    assert running.end() == 0
+    assert "tier stopped (exit code 0)" in running.log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a nursery")
+def test_processes_hold_nothing_that_the_broker_had_open(tmp_path: Path) -> None:
+    """Its lock, its catalogue, and what the program that started it handed over, end with the broker itself."""
+    command = [sys.executable, "-m", "ister", "serve", "--workers", "1", "--data", str(tmp_path / "data")]
+    command += ["--listen", f"tcp://127.0.0.1:{free_ports(1)}", "--json"]
+    read, write = os.pipe()
+    pipe = os.readlink(f"/proc/self/fd/{write}")
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, pass_fds=[write], text=True
+    )
+    os.close(write)
+    os.close(read)
+    try:
+        assert running.stdout is not None
+        ready = json.loads(running.stdout.readline())
+        assert pipe in held_by(running.pid)
+        parents = set()
+        for pid in ready["processes"].values():
+            parents.add(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]))
+            assert not [
+                each for each in held_by(pid) if each.endswith(("/lock", "catalogue.sqlite")) or each == pipe
+            ]
+        [nursery] = parents
+        assert nursery != running.pid
+        assert Path(f"/proc/{nursery}/cmdline").read_bytes().strip(b"\0") == b"ister: nursery"
+        running.terminate()
+        assert running.wait(30) == 0
+        assert all_gone_within(5, [nursery, *ready["processes"].values()])
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def held_by(pid: int) -> list[str]:
+    """Return what a process has open."""
+    return [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir()]
