@@ -77,13 +77,17 @@ def check_sum(lengths: Buffer, size: int) -> None:
 
 def pack_lengths(items: Iterable[Buffer]) -> bytes:
     """Return the length table of some buffers: their lengths as little-endian u32."""
-    found = list(map(len, items))
-    if found and found.count(found[0]) == len(found):
-        return found[0].to_bytes(4, "little") * len(found)
-    lengths = array("I", found)
+    return table_of(list(map(len, items)))
+
+
+def table_of(lengths: list[int]) -> bytes:
+    """Return the length table of buffers of these lengths."""
+    if lengths and lengths.count(lengths[0]) == len(lengths):
+        return lengths[0].to_bytes(4, "little") * len(lengths)
+    table = array("I", lengths)
     if sys.byteorder == "big":
-        lengths.byteswap()
-    return lengths.tobytes()
+        table.byteswap()
+    return table.tobytes()
 
 
 def pack_column(items: Sequence[bytes]) -> bytes:

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING
 from ister import arguments
 from ister.closing import Closing
 from ister.errors import ClosedError, TimeoutExpiredError, UsageError
-from ister.gathering import MESSAGE_ENTRY_BYTES, NOTHING, TIME_BYTES
+from ister.gathering import MESSAGE_ENTRY_BYTES, TIME_BYTES
+from ister.lane import Lane
 from ister.packing import Packed, check_size, pack
 from ister.publication import Publication
-from ister.receipts import BatchReceipt, Receipt, Shipment
+from ister.receipts import BatchReceipt, Receipt, Shipment, receipt_of
 from ister.requests import Duration
 from ister.words import counted
 
@@ -107,14 +108,21 @@ class Producer(Closing):
             and type(payload) is bytes
         ):
             gathered = self._gathered
-            with self._lock:
-                room = gathered.room - len(payload) - MESSAGE_ENTRY_BYTES
-                if room >= 0 and gathered.plain:
-                    gathered.room = room
-                    payloads = gathered.payloads
-                    receipt = Receipt(gathered.shipment, len(payloads))
-                    payloads.append(payload)
+            lane = gathered.lane
+            if len(payload) <= lane.longest:
+                for index in lane.tickets:  # one ticket, if there is one
+                    lane.places[index] = payload
+                    if gathered.lane is not lane:
+                        if self._came_late(lane, index):
+                            break
+                        return receipt_of(lane.shipment, index)
+                    receipt = Receipt()  # as `receipt_of` does, without the call
+                    receipt.shipment = lane.shipment
+                    receipt.index = index
                     return receipt
+            found = self._join(payload)
+            if found is not None:
+                return found
         due = self.due(deliver_at, delay)
         return self._send_carefully(payload, key, attributes, due, sequence, timeout)
 
@@ -122,13 +130,32 @@ class Producer(Closing):
         """Add a message to a batch that was begun and has room, else return `None`."""
         if type(payload) is bytes:
             gathered = self._gathered
-            with self._lock:
-                room = gathered.room - len(payload) - MESSAGE_ENTRY_BYTES
-                if room >= 0 and gathered.plain:
-                    gathered.room = room
-                    gathered.payloads.append(payload)
-                    return Receipt(gathered.shipment, len(gathered.payloads) - 1)
+            lane = gathered.lane
+            if len(payload) <= lane.longest:
+                for index in lane.tickets:
+                    lane.places[index] = payload
+                    if gathered.lane is not lane and self._came_late(lane, index):
+                        break
+                    return receipt_of(lane.shipment, index)
+            return self._join(payload)
         return None
+
+    def _came_late(self, lane: Lane, index: int) -> bool:
+        """Whether a lane was closed before a message came to its place there: it is to be sent again."""
+        with self._lock:
+            self._gathered.close_lane()  # Ctrl-C may have interrupted it
+            return not lane.holds(index)
+
+    def _join(self, payload: bytes) -> Receipt | None:
+        """Add a message to a batch that was begun and has room, and open another lane there."""
+        gathered = self._gathered
+        with self._lock:
+            gathered.close_lane()
+            if gathered.room < len(payload) + MESSAGE_ENTRY_BYTES or not gathered.plain:
+                return None
+            receipt = receipt_of(gathered.shipment, gathered.add(payload, b"", b""))
+            gathered.open_lane()
+        return receipt
 
     def _send_carefully(
         self,
@@ -183,9 +210,10 @@ class Producer(Closing):
         with self._lock:
             self._check_open()
             try:
+                gathered.close_lane()
                 if sequence is not None:
                     if sequence < publication.next_sequence:
-                        return Receipt(*publication.taken_before(sequence))
+                        return receipt_of(*publication.taken_before(sequence))
                     if sequence > publication.next_sequence:
                         if gathered.payloads:
                             self._seal()
@@ -196,6 +224,7 @@ class Producer(Closing):
                     self._seal()
                 if not gathered.payloads or gathered.room >= size:
                     receipt = self._add(payload, *columns, due)
+                gathered.open_lane()
             except BaseException as error:
                 network.connection_of(publication).interrupted(error)
                 raise
@@ -208,7 +237,7 @@ class Producer(Closing):
         if begins:
             gathered.begin(network.clock.monotonic())
         shipment = gathered.shipment
-        receipt = Receipt(shipment, gathered.add(payload, key, attributes, due))
+        receipt = receipt_of(shipment, gathered.add(payload, key, attributes, due))
         # A message with nothing before it on its way, whose receipt it could wait for, goes at once.
         lone = begins and (not publication.batches or not gathered.linger_s)
         if lone or gathered.room <= 0:
@@ -218,7 +247,7 @@ class Producer(Closing):
         return receipt
 
     def _seal(self) -> None:
-        """Send what is gathered, if the window allows it (lock held)."""
+        """Send what is gathered, if the window allows it (lock held, and the lane closed)."""
         publication = self.publication
         if publication.has_room(self._gathered.size()):
             publication.seal()
@@ -289,10 +318,9 @@ class Producer(Closing):
         with self._lock:
             self._check_open()
             try:
+                gathered.close_lane()
                 if not batch.columns and 2 * batch.size < gathered.room and gathered.plain:
-                    index = len(gathered.payloads)
-                    gathered.payloads.extend(map(bytes, batch.payloads))
-                    gathered.room -= batch.size
+                    index = gathered.extend(batch.payloads, batch.size)
                     return BatchReceipt(gathered.shipment, index, len(batch.payloads))
                 if gathered.payloads:
                     self._seal()
@@ -354,8 +382,8 @@ class Producer(Closing):
     def answered(self) -> bool:
         """Whether nothing waits for a receipt; sends what is gathered (lock held)."""
         publication, gathered = self.publication, self._gathered
-        if gathered.payloads and publication.has_room(gathered.size()):
-            publication.seal()
+        if gathered.payloads:
+            publication.seal_if_room()
         return not gathered.payloads and not publication.batches
 
     def flushed(self, answered: bool, timeout: float | None) -> None:
@@ -416,4 +444,4 @@ class Producer(Closing):
     def after_fork(self, lock: threading.Lock) -> None:
         """In the child of a fork: let every `send` raise."""
         self._lock = lock
-        self._gathered.room = NOTHING
+        self._gathered.shut()

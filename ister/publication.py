@@ -114,7 +114,7 @@ class Publication:
     @property
     def next_sequence(self) -> int:
         """The number of the next message; all below it have been taken, in this run or before."""
-        return self._next + len(self.gathered.payloads)
+        return self._next + self.gathered.count
 
     def skip_to(self, sequence: int) -> None:
         """Leave numbers out, while nothing is gathered: the next message has this one."""
@@ -123,13 +123,13 @@ class Publication:
     def taken_before(self, sequence: int) -> tuple[Shipment, int]:
         """Return where a message with a used number is; raises the error with which it was refused."""
         if sequence >= self._next:
-            return self.gathered.shipment, sequence - self._next
+            return self.gathered.shipment, self.gathered.shipment.index_of(sequence - self._next)
         for first, end, error in self._numbers_refused:
             if first <= sequence < end:
                 raise error
         for batch in self.batches:
             if batch.sequence <= sequence < batch.sequence + batch.count:
-                return batch.shipment, sequence - batch.sequence
+                return batch.shipment, batch.shipment.index_of(sequence - batch.sequence)
         stored = Shipment(self.topic, None)
         stored.first, stored.resolved = wire.OFFSET_UNKNOWN, True
         return stored, 0
@@ -147,8 +147,18 @@ class Publication:
     def seal(self) -> None:
         """Make a batch of what is gathered and send it as soon as may be."""
         gathered = self.gathered
+        gathered.close_lane()
         if gathered.payloads:
             self.seal_frames(len(gathered.payloads), *gathered.frames())
+
+    def seal_if_room(self) -> bool:
+        """Do so if the window has room for it, and return whether nothing is gathered any more."""
+        gathered = self.gathered
+        gathered.close_lane()
+        if gathered.payloads and self.has_room(gathered.size()):
+            self.seal()
+        gathered.open_lane()  # if something is left
+        return not gathered.payloads
 
     def seal_frames(self, count: int, columns: int, body: list[bytes]) -> None:
         """Accept body frames as a batch of their own; its receipts are those of `shipment`."""
@@ -358,6 +368,7 @@ class Publication:
                 self._resolve(batch.shipment)
         self.batches.clear()
         self.bytes = 0
+        self.gathered.close_lane()
         if self.gathered.payloads:
             self.gathered.shipment.error = error
             self._resolve(self.gathered.shipment)
@@ -370,10 +381,8 @@ class Publication:
         if self.phase == "waiting" and now >= self._due:
             self._step("due")
             self._open()
-        elif (
-            self.gathered.payloads and now >= self.gathered.linger_at and self.has_room(self.gathered.size())
-        ):
-            self.seal()
+        elif self.gathered.payloads and now >= self.gathered.linger_at:
+            self.seal_if_room()
 
     def deadline(self) -> float:
         """When `tick` is to be called next."""

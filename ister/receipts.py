@@ -10,6 +10,7 @@ Invariants
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ class Waiter(Protocol):
 class Shipment:
     """What becomes of one batch on the wire; every receipt of its messages points here."""
 
-    __slots__ = ("callbacks", "error", "first", "observed", "resolved", "topic", "waiter")
+    __slots__ = ("callbacks", "error", "first", "holes", "observed", "resolved", "topic", "waiter")
 
     def __init__(self, topic: str, waiter: Waiter | None) -> None:
         self.topic = topic
@@ -60,6 +61,15 @@ class Shipment:
         self.first = 0
         self.error: IsterError | None = None
         self.callbacks: list[Callable[[], Any]] | None = None
+        self.holes: list[
+            int
+        ] = []  # indexes, ascending, that no message has (see `lane.py`); nearly always none
+
+    def index_of(self, place: int) -> int:
+        """Return the index, as receipts have it, of the message at this place of the batch."""
+        for hole in self.holes:
+            place += hole <= place
+        return place
 
     def published(self, index: int, count: int, timeout: float | None) -> Published:
         """Wait and return where `count` messages from `index` on are, or raise why they are nowhere."""
@@ -77,7 +87,7 @@ class Shipment:
             raise self.error
         if self.first == wire.OFFSET_UNKNOWN:
             return Published(self.topic, None, count, duplicate=True)
-        return Published(self.topic, self.first + index, count)
+        return Published(self.topic, self.first + index - bisect_left(self.holes, index), count)
 
 
 class BatchReceipt:
@@ -109,11 +119,12 @@ class BatchReceipt:
 class Receipt:
     """The receipt of one message; it is answered later."""
 
+    # Set by `receipt_of`, or by who cannot afford the call: one is made for every message, and calling an `__init__`
+    # would take longer than all else.
     __slots__ = ("index", "shipment")
 
-    def __init__(self, shipment: Shipment, index: int) -> None:
-        self.shipment = shipment
-        self.index = index
+    shipment: Shipment
+    index: int
 
     def done(self) -> bool:
         """Whether the broker has answered: stored as the topic promises, or refused."""
@@ -129,6 +140,14 @@ class Receipt:
     def add_done_callback(self, call: Callable[[Receipt], Any]) -> None:
         """Call `call(receipt)` once the broker has answered, in the thread that reads the answer; keep it short."""
         _call_when_done(self.shipment, lambda: call(self))
+
+
+def receipt_of(shipment: Shipment, index: int) -> Receipt:
+    """Return the receipt of a message."""
+    receipt = Receipt()
+    receipt.shipment = shipment
+    receipt.index = index
+    return receipt
 
 
 def _call_when_done(shipment: Shipment, call: Callable[[], Any]) -> None:

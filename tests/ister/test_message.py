@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ister import bodies, wire
 from ister.errors import RemoteError, RemoteProtocolError, TimeoutExpiredError
 from ister.message import Batch, Delivery, message_of
-from ister.receipts import BatchReceipt, Published, Receipt, Shipment
+from ister.receipts import BatchReceipt, Published, Receipt, Shipment, receipt_of
 from ister.wire import Column, Key
 
 
@@ -128,7 +128,7 @@ def test_lengths_that_do_not_add_up_are_refused_when_they_come(columns: int, fra
 def test_a_receipt_counts_from_the_first_offset_of_its_shipment() -> None:
     """One answer has the offsets of all messages of a batch."""
     shipment = Shipment("orders", None)
-    receipts = [Receipt(shipment, index) for index in range(3)]
+    receipts = [receipt_of(shipment, index) for index in range(3)]
     assert not receipts[0].done()
     shipment.first, shipment.resolved = 100, True
     assert [receipt.result().offset for receipt in receipts] == [100, 101, 102]
@@ -140,7 +140,7 @@ def test_a_forgotten_offset_is_none() -> None:
     """An old duplicate is stored, but its offset is not known any more."""
     shipment = Shipment("orders", None)
     shipment.first, shipment.resolved = wire.OFFSET_UNKNOWN, True
-    assert Receipt(shipment, 0).result().offset is None
+    assert receipt_of(shipment, 0).result().offset is None
 
 
 def test_a_refused_message_raises_the_brokers_error() -> None:
@@ -148,7 +148,7 @@ def test_a_refused_message_raises_the_brokers_error() -> None:
     shipment = Shipment("orders", None)
     shipment.error, shipment.resolved = RemoteError("topic-deleted", "gone"), True
     with pytest.raises(RemoteError, match="gone") as caught:
-        Receipt(shipment, 0).result()
+        receipt_of(shipment, 0).result()
     assert caught.value.code == "topic-deleted"
     assert shipment.observed
 
@@ -156,7 +156,7 @@ def test_a_refused_message_raises_the_brokers_error() -> None:
 def test_a_receipt_that_does_not_come_is_a_timeout() -> None:
     """The error is both Ister's and Python's TimeoutError."""
     with pytest.raises(TimeoutExpiredError):
-        Receipt(Shipment("orders", None), 0).result(timeout=0)
+        receipt_of(Shipment("orders", None), 0).result(timeout=0)
     with pytest.raises(TimeoutError):
         BatchReceipt(Shipment("orders", None), 0, 2).result(timeout=0)
 
@@ -166,7 +166,7 @@ def test_a_callback_for_what_is_done_is_called_at_once() -> None:
     shipment = Shipment("orders", None)
     shipment.resolved = True
     called: list[Receipt | BatchReceipt] = []
-    receipt = Receipt(shipment, 0)
+    receipt = receipt_of(shipment, 0)
     receipt.add_done_callback(called.append)
     assert called == [receipt]
 
