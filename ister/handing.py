@@ -91,7 +91,9 @@ class Handing:
     def restart(self, limits: Limits) -> None:
         """The consumer is opened, perhaps again: nothing has come yet, and no credit is used."""
         self.queue.clear()
-        self._used_messages = self._used_bytes = 0
+        # what is left of a delivery in hand is handed out without credit: this open has given none for it
+        self._used_messages = 0 if self._in_hand is None else self._at - self._in_hand.count
+        self._used_bytes = 0
         self._came = self.handed = self._told = self._singly = 0
         self.tells = self._leave = self._recalled = self._after_singly = False
         self._asking = None

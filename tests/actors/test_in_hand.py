@@ -282,6 +282,31 @@ def test_what_waits_for_a_stuck_program_goes_to_others_and_did_not_fail(scene: S
     assert scene.shown()["dead_lettered"] == 0
 
 
+@pytest.mark.requirement("9.6-10")
+def test_a_client_that_does_not_say_what_is_taken_is_recalled_what_it_does_not_read(scene: Scene) -> None:
+    """What was sent to it is in its hands; what could not be sent goes elsewhere, and its credit is void."""
+    scene.publish(b"a")
+    deaf = scene.consumer(ack_timeout_ms=1000, backoff_ms_min=0, max_deliveries=9, messages=30)
+    assert offsets(deaf) == [0]
+    deaf.router.full.add(deaf.routing)
+    scene.publish(b"b")
+    scene.stage.advance(0.2)
+    other = scene.consumer()
+    scene.stage.advance(1)
+    assert sorted(heard(other)) == [(0, b"a", 2), (1, b"b", 2)]
+    other.ack(1, (0, 2))
+    deaf.router.full.clear()
+    scene.stage.advance(0.4)
+    assert [event.code for event in events(deaf)] == ["recalled"]
+    other.close_handle(1)
+    scene.publish(b"c")
+    scene.stage.advance(3)
+    assert offsets(deaf) == []
+    deaf.credit(1, 10)
+    scene.stage.settle()
+    assert offsets(deaf) == [2]
+
+
 def test_a_reader_is_asked_for_nothing(scene: Scene) -> None:
     """Its messages cannot fail."""
     client = scene.stage.at_subscription("orders", "r-1")

@@ -342,6 +342,67 @@ def test_a_reader_that_comes_back_goes_on_where_it_says(stage: Stage) -> None:
     assert client.open_consumer(1, "orders", "r-1", "reader", start=9).kind in (Type.OPENED, Type.ERROR)
 
 
+@pytest.mark.requirement("9.7-5")
+def test_a_move_voids_no_credit(scene: Scene) -> None:
+    """What the dropped messages used stays used, in messages and in bytes, until the client returns it."""
+    payload = bytes(100)
+    few = scene.consumer(messages=2)
+    scene.publish(payload, payload, key=b"k")
+    assert offsets(few) == [0, 1]
+    scene.request("seek", to=0)
+    scene.stage.advance(1)
+    assert offsets(few) == []
+    few.credit(1, 2, 0)
+    scene.stage.settle()
+    assert sorted(offsets(few)) == [0, 1]
+    few.ack(1, (0, 2))
+    few.close_handle(1)
+
+    small = scene.consumer(messages=100, bytes=150)
+    scene.publish(payload, payload, key=b"k")
+    assert offsets(small) == [2, 3]  # byte credit is permission to start a delivery
+    scene.request("seek", to=2)
+    scene.stage.advance(1)
+    assert offsets(small) == []
+    small.credit(1, 2, 0)  # messages alone start none
+    scene.stage.advance(1)
+    assert offsets(small) == []
+    small.credit(1, 0, 300)
+    scene.stage.settle()
+    assert sorted(offsets(small)) == [2, 3]
+
+
+@pytest.mark.requirement("7.4-9")
+def test_what_is_acknowledged_before_the_close_in_a_resumed_session_counts(scene: Scene) -> None:
+    """The handle is open there as it was; behind the CLOSE nothing counts."""
+    client = scene.consumer()
+    scene.publish(b"0", b"1", b"2", key=b"k")
+    assert sorted(offsets(client)) == [0, 1, 2]
+    client.reconnect()
+    client.ack(1, (0, 2), confirm=False)
+    assert client.close_handle(1).kind == Type.DONE
+    client.ack(1, (2, 3), confirm=False)
+    scene.stage.settle()
+    assert scene.shown()["cursor"] == 2
+    assert offsets(scene.consumer()) == [2]
+
+
+@pytest.mark.requirement("9.4-9")
+def test_opening_again_voids_the_credit_from_before(stage: Stage) -> None:
+    """A reader has what its last OPEN_CONSUMER says, however much it had not used."""
+    scene = Scene(stage)
+    scene.publish(*(b"%d" % n for n in range(3)))
+    client = reader(scene, messages=100)
+    assert offsets(client) == [0, 1, 2]
+    client.reconnect()
+    assert client.open_consumer(1, "orders", "r-1", "reader", start=3, messages=2).kind == Type.OPENED
+    scene.publish(*(b"%d" % n for n in range(3, 9)))
+    assert offsets(client) == [3, 4]
+    client.credit(1, 1)
+    scene.stage.settle()
+    assert offsets(client) == [5]
+
+
 def test_a_reader_comes_back_while_every_thread_is_busy(stage: Stage) -> None:
     """A reader's position is in memory: it waits for no sync, and misses no message that becomes durable meanwhile."""
     scene = Scene(stage)

@@ -902,3 +902,22 @@ def test_iterators_and_batches_share_a_delivery(talk: Talk) -> None:
     assert second is not None
     assert [message.offset for message in second] == [5, 6, 7, 8, 9]
     assert not attachment.handing.has_some
+
+
+@pytest.mark.requirement("9.4-9")
+def test_a_reader_gives_no_credit_back_for_what_came_before_it_opened_again(talk: Talk) -> None:
+    """Its program goes on with the delivery in hand, whose credit the new open has voided."""
+    attachment = opened(talk, kind="reader", credit_messages=10)
+    talk.deliver(0, *[b"x"] * 8)
+    first = attachment.handing.grab(3)
+    assert first is not None
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome(resumed=True)
+    talk.opened()
+    rest = attachment.handing.grab(None)
+    assert rest is not None
+    assert (len(first), len(rest)) == (3, 5)
+    assert [header for header in talk.said() if header[Key.TYPE] == Type.CREDIT] == []
+    talk.deliver(8, *[b"x"] * 8)
+    taken(attachment)
+    assert sum(header[Key.MESSAGES] for header in talk.said() if header[Key.TYPE] == Type.CREDIT) == 8

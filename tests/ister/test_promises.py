@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
+import cbor2
 import pytest
 import zmq
 
 import ister
-from ister import testing
-from ister.errors import CODES
+from ister import testing, wire
+from ister.errors import CODES, RemoteProtocolError
 from ister.outstanding import Request
 from ister.wire import Key, Limit, Type
 from tests.ister.conftest import Talk
@@ -117,6 +119,32 @@ def test_the_last_welcome_has_the_limits_that_count(talk: Talk) -> None:
         }
     )
     assert talk.session.limits.message_bytes_max == before + 1
+
+
+@pytest.mark.requirement("12-5")
+def test_a_limit_that_a_welcome_leaves_out_is_not_taken_for_none(talk: Talk) -> None:
+    """Nor for the one of the WELCOME before: the client has a limit of its own, and keeps to it."""
+    talk.welcome()
+    talk.session.lost(ister.ConnectionLostError("a test"))
+    talk.session.connect(talk.now)
+    welcome = {
+        Key.TYPE: Type.WELCOME,
+        Key.VERSION: 1,
+        Key.SESSION: bytes(16),
+        Key.BOOT: 2,
+        Key.HEARTBEAT: 1000,
+    }
+    talk.hear(welcome | {Key.LIMITS: {}})
+    assert talk.session.phase == "ready"
+    assert talk.session.limits == wire.Limits()
+    assert all(0 < limit < 1 << 32 for limit in dataclasses.astuple(talk.session.limits))
+
+
+@pytest.mark.requirement("12-4")
+def test_a_welcome_without_limits_is_none() -> None:
+    """LIMITS is a required key: the frame costs the connection."""
+    with pytest.raises(RemoteProtocolError):
+        wire.decode_header(cbor2.dumps({0: 33, 22: 1, 20: bytes(16), 21: 2, 33: 1000}))
 
 
 @pytest.mark.requirement("1.2-1", "1.2-2", "1.2-3")

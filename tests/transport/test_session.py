@@ -138,6 +138,19 @@ def test_welcome_announces_the_limits() -> None:
     }
 
 
+@pytest.mark.requirement("12-4")
+def test_every_welcome_has_every_limit() -> None:
+    """Also that of a resumed session: a client goes by the last one, and need not remember."""
+    sessions = sessions_of()
+    asked: Header = {Key.TYPE: Type.HELLO, Key.VERSION: [1]}
+    _, first = sessions.hello(b"a", asked, 0.0)
+    _, again = sessions.hello(b"b", asked | {Key.SESSION: first[Key.SESSION]}, 1.0)
+    assert again[Key.RESUMED]
+    for welcome in (first, again):
+        assert set(welcome[Key.LIMITS]) == set(range(1, 9))
+        assert all(limit > 0 for limit in welcome[Key.LIMITS].values())
+
+
 @pytest.mark.requirement("7.1-4", "15-1")
 @pytest.mark.parametrize("versions", [[2], 2, [0, 7]])
 def test_a_version_nobody_speaks_is_refused(versions: object) -> None:
