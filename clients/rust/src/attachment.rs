@@ -9,6 +9,7 @@
 mod acknowledging;
 mod credit;
 mod delivery;
+mod taking;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use bytes::Bytes;
 pub(crate) use self::acknowledging::Confirmation;
 use self::acknowledging::Span;
 use self::delivery::{offsets_of, times_of};
+use self::taking::Taking;
 use crate::batch::{size_of, unpack};
 use crate::cbor::Value;
 use crate::error::{Action, Error, Result};
@@ -32,6 +34,7 @@ const CREDIT_BYTES: u64 = 8 << 20;
 const PLACE_RETRY: Duration = Duration::from_millis(500);
 const EVENTS_KEPT: usize = 256;
 const BUSY: &str = "subscription-busy";
+const NOT_ACTIVE: &str = "not-active";
 
 /// What the broker tells a consumer besides messages; section 9.7 of PROTOCOL.md lists the codes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -113,6 +116,8 @@ enum Phase {
 struct Delivery {
     messages: VecDeque<Message>,
     bytes: u64,
+    /// They are handed out one by one.
+    singly: bool,
 }
 
 pub(crate) struct Target {
@@ -167,6 +172,7 @@ pub(crate) struct Attachment {
     used: u64, // messages taken since credit was given back
     used_bytes: u64,
     used_since: Instant,
+    taking: Taking,
 
     pending: Vec<Span>, // acknowledgments that are not sent yet
     unconfirmed: Vec<Span>,
@@ -208,6 +214,7 @@ impl Attachment {
             used: 0,
             used_bytes: 0,
             used_since: now,
+            taking: Taking::default(),
             pending: Vec::new(),
             unconfirmed: Vec::new(),
             until: None,
@@ -279,6 +286,7 @@ impl Attachment {
         (self.phase, self.known) = (Phase::Opening, true);
         self.queue.clear();
         (self.used, self.used_bytes) = (0, 0);
+        self.taking.restart();
         let question = wire.expect(Question::Open(self.number));
         let mut frame = Frame::new(kind::OPEN_CONSUMER)
             .uint(key::REF, question)
@@ -289,6 +297,7 @@ impl Attachment {
             .uint(key::MESSAGES, self.window)
             .uint(key::BYTES, CREDIT_BYTES)
             .flag(key::SPARSE)
+            .uint(key::TAKEN, 0)
             .text(key::INSTANCE, &self.instance)
             .uint(key::SOUGHT, 0);
         if let Some(start) = self.reached.map(Start::Offset).or(self.target.start) {
@@ -324,6 +333,7 @@ impl Attachment {
             return;
         }
         self.moves = header.find(key::SOUGHT);
+        self.taking.tells = header.has(key::TAKEN);
         (self.phase, self.opened, self.failures, self.trouble) = (Phase::Open, true, 0, None);
         self.position = header.uint(key::OFFSET);
         if self.is_reader() && self.reached.is_none() && header.text(key::STRATEGY) == "reliable" {
@@ -421,11 +431,14 @@ impl Attachment {
             kind::EVENT => self.on_event(header, wire),
             kind::ERROR => {
                 let error = header.error();
-                if !header.flag(key::CLOSED) {
+                // Of what was acknowledged too late nothing is told: whoever is active now gets it again.
+                let again = error.code() == "unknown-handle" || error.action() == Action::Retry;
+                if error.code() == NOT_ACTIVE {
+                } else if !again && !header.flag(key::CLOSED) {
                     self.complaint = Some(error);
                 } else if matches!(self.phase, Phase::Opening | Phase::Open | Phase::Waiting) {
                     self.refuse(error, now);
-                } else if self.phase == Phase::Closing {
+                } else if self.phase == Phase::Closing && header.flag(key::CLOSED) {
                     self.fail(self.closed_error());
                 }
                 self.changed.broadcast();
@@ -456,7 +469,10 @@ impl Attachment {
             },
             origin,
         });
-        self.queue.push_back(Delivery { messages: messages.collect(), bytes: size_of(body) });
+        let singly = header.flag(key::SINGLY);
+        self.taking.came += count;
+        self.taking.singly += usize::from(singly);
+        self.queue.push_back(Delivery { messages: messages.collect(), bytes: size_of(body), singly });
         self.changed.broadcast();
         Ok(())
     }
@@ -483,7 +499,8 @@ impl Attachment {
             }
             "recalled" => {
                 // All credit is void: what was not handed out goes elsewhere, and the program's next call gives anew.
-                self.queue.clear();
+                self.drop_queue();
+                self.taking.recalled = true;
                 (self.used, self.used_bytes) = (self.window, CREDIT_BYTES);
             }
             // Nothing more comes until an operator decides: the program must hear that.
@@ -508,6 +525,7 @@ impl Attachment {
             self.used += delivery.messages.len() as u64;
             self.used_bytes += delivery.bytes;
         }
+        self.taking.drop_waiting();
     }
 
     // ---- the end

@@ -204,7 +204,13 @@ pub struct Receiver {
 
 impl Drop for Receiver {
     fn drop(&mut self) {
-        self.shared.lock().abandon(self.number);
+        let mut core = self.shared.lock();
+        if std::thread::panicking() {
+            if let Some((attachment, wire)) = core.consumer(self.number) {
+                attachment.blame("a panic ended its consumer", wire);
+            }
+        }
+        core.abandon(self.number);
     }
 }
 
@@ -513,6 +519,13 @@ impl Consumer {
     /// Say that messages are still being worked on.
     pub fn extend_all(&self, messages: &[Message]) -> Result<()> {
         self.acknowledge(messages, |attachment, wire, _| attachment.extend(messages, wire))
+    }
+
+    /// Say that the program failed at what it has in hand (of a reliable topic), and will leave: each of those messages
+    /// has failed once more, so that one which ends program after program becomes a dead letter. A consumer that is
+    /// dropped by a panic says so by itself.
+    pub fn blame(&self, reason: &str) -> Result<()> {
+        self.acknowledge(&[], |attachment, wire, _| attachment.blame(reason, wire))
     }
 
     /// Wait until the broker has written every acknowledgment made so far. The error [`Error::ConnectionLost`] says

@@ -42,7 +42,7 @@ pub use attachment::{Event, Start, SubscriptionType};
 pub use cbor::Value;
 pub use client::{block_on, Client, ClientBuilder};
 pub use consumer::{Consumer, ConsumerBuilder, Messages, Nack, Reader, ReaderBuilder, Receiver};
-pub use deadletters::{DeadLetter, DeadLetters};
+pub use deadletters::{DeadLetter, DeadLetters, Redrive};
 pub use error::{Action, Error, Result};
 pub use message::{Message, Outgoing, Published, Receipt};
 pub use network::ConnectionEvent;

@@ -260,6 +260,17 @@ impl PatternConsumer {
         self.each(messages, |consumer, messages| consumer.extend_all(messages))
     }
 
+    /// Say that the program failed at what it has in hand; see [`Consumer::blame`].
+    pub fn blame(&self, reason: &str) -> Result<()> {
+        for consumer in self.consumers() {
+            match consumer.blame(reason) {
+                Err(error) if !is_gone(&error) && error.code() != "closed" => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Wait until the broker has written every acknowledgment made so far.
     pub async fn flush(&self) -> Result<()> {
         for consumer in self.consumers() {

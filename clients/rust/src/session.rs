@@ -62,6 +62,8 @@ pub(crate) enum Question {
     Open(u64),
     Close(u64),
     Confirm(u64, Confirmation),
+    /// Whether the next message may be handed out.
+    Leave(u64),
     Request(u64),
 }
 
@@ -465,6 +467,11 @@ impl Session {
             Question::Confirm(number, what) => {
                 if let Some(Handle::Consumer(each)) = self.handles.get_mut(&number) {
                     each.on_confirmed(what, header);
+                }
+            }
+            Question::Leave(number) => {
+                if let Some(Handle::Consumer(each)) = self.handles.get_mut(&number) {
+                    each.on_leave(header);
                 }
             }
         }

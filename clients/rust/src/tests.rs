@@ -1,5 +1,7 @@
 //! The protocol without a socket: what is said, and what comes of what is heard.
 
+mod taking;
+
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -168,6 +170,10 @@ impl Talk {
     }
 
     fn deliver(&mut self, first: u64, payloads: &[&[u8]]) {
+        self.deliver_as(first, payloads, |frame| frame);
+    }
+
+    fn deliver_as(&mut self, first: u64, payloads: &[&[u8]], more: impl Fn(Frame) -> Frame) {
         let mut packing = Packing::default();
         payloads.iter().for_each(|payload| packing.push(&content(payload)));
         let (_, body) = packing.done();
@@ -176,9 +182,8 @@ impl Talk {
             .uint(key::HANDLE, 2)
             .uint(key::OFFSET, first)
             .uint(key::COUNT, count)
-            .uints(key::TIMESTAMPS, &[count, 5])
-            .done();
-        self.session.receive(&[&[header][..], &body].concat(), self.now);
+            .uints(key::TIMESTAMPS, &[count, 5]);
+        self.session.receive(&[&[more(header).done()][..], &body].concat(), self.now);
     }
 
     fn take(&mut self, most: usize) -> Vec<Message> {

@@ -73,6 +73,7 @@ pub(crate) mod key {
     pub const STRATEGY: u64 = 35;
     pub const SPARSE: u64 = 36;
     pub const FORCE: u64 = 37;
+    pub const TAKEN: u64 = 38;
     pub const SINGLY: u64 = 39;
     pub const INSTANCE: u64 = 40;
     pub const SOUGHT: u64 = 41;

@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 use std::future::Future;
 use std::io::{BufRead, Write};
-use std::ops::Deref;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ister::{
-    block_on, codec, Client, Consumer, Error, Info, Message, Nack, Options, Outgoing, Producer, Reader, Receipt,
-    Receiver, Start, SubscriptionType, Value,
+    block_on, codec, Client, Consumer, Error, Event, Info, Message, Nack, Options, Outgoing, PatternConsumer, Producer,
+    Reader, Receipt, Redrive, Start, SubscriptionType, Value,
 };
 use serde_json::{json, Map, Value as Json};
 
@@ -36,6 +35,9 @@ const CAPABILITIES: &[&str] = &[
     "events",
     "admin",
     "request-reply",
+    "patterns",
+    "dead-letters",
+    "taken",
     "moved",
     "reconnect",
     "heartbeat",
@@ -45,6 +47,7 @@ const CAPABILITIES: &[&str] = &[
     "codec",
     "bench",
 ];
+const PAGE: usize = 100; // letters that are listed at a time
 const TIMEOUT_MS: u64 = 10_000;
 const EXACT_MAX: i128 = (1 << 53) - 1; // above it, readers of JSON in some languages round
 
@@ -254,22 +257,94 @@ fn kind(name: &str) -> Result<SubscriptionType, Failure> {
 struct Place {
     client: Client,
     receiver: Kind,
-    held: HashMap<u64, Message>,
+    held: HashMap<(String, u64), Message>, // by topic and offset
     late: Option<Failure>,
 }
 
 enum Kind {
     Consumer(Consumer),
+    Pattern(PatternConsumer),
     Reader(Reader),
 }
 
-impl Deref for Kind {
-    type Target = Receiver;
-
-    fn deref(&self) -> &Receiver {
+impl Kind {
+    fn position(&self) -> Option<u64> {
         match self {
-            Kind::Consumer(consumer) => consumer,
-            Kind::Reader(reader) => reader,
+            Kind::Consumer(consumer) => Some(consumer.position()),
+            Kind::Pattern(_) => None,
+            Kind::Reader(reader) => Some(reader.position()),
+        }
+    }
+
+    fn events(&self) -> Vec<Event> {
+        match self {
+            Kind::Consumer(consumer) => consumer.events(),
+            Kind::Pattern(pattern) => pattern.events(),
+            Kind::Reader(reader) => reader.events(),
+        }
+    }
+
+    async fn receive(&self) -> ister::Result<Message> {
+        match self {
+            Kind::Consumer(consumer) => consumer.receive().await,
+            Kind::Pattern(pattern) => pattern.receive().await,
+            Kind::Reader(reader) => reader.receive().await,
+        }
+    }
+
+    async fn receive_batch(&self, most: usize) -> ister::Result<Vec<Message>> {
+        match self {
+            Kind::Consumer(consumer) => consumer.receive_batch(most).await,
+            Kind::Pattern(pattern) => pattern.receive_batch(most).await,
+            Kind::Reader(reader) => reader.receive_batch(most).await,
+        }
+    }
+
+    async fn flush(&self) -> ister::Result<()> {
+        match self {
+            Kind::Consumer(consumer) => consumer.flush().await,
+            Kind::Pattern(pattern) => pattern.flush().await,
+            Kind::Reader(_) => Ok(()),
+        }
+    }
+
+    async fn close(self) -> ister::Result<()> {
+        match self {
+            Kind::Consumer(consumer) => consumer.close().await,
+            Kind::Pattern(pattern) => pattern.close().await,
+            Kind::Reader(reader) => reader.close().await,
+        }
+    }
+
+    fn ack_all(&self, messages: &[Message]) -> ister::Result<()> {
+        match self {
+            Kind::Consumer(consumer) => consumer.ack_all(messages),
+            Kind::Pattern(pattern) => pattern.ack_all(messages),
+            Kind::Reader(_) => Ok(()),
+        }
+    }
+
+    fn ack_until(&self, message: &Message) -> ister::Result<()> {
+        match self {
+            Kind::Consumer(consumer) => consumer.ack_until(message),
+            Kind::Pattern(pattern) => pattern.ack_until(message),
+            Kind::Reader(_) => Ok(()),
+        }
+    }
+
+    fn nack_all(&self, messages: &[Message], how: Nack) -> ister::Result<()> {
+        match self {
+            Kind::Consumer(consumer) => consumer.nack_all(messages, how),
+            Kind::Pattern(pattern) => pattern.nack_all(messages, &how),
+            Kind::Reader(_) => Ok(()),
+        }
+    }
+
+    fn extend_all(&self, messages: &[Message]) -> ister::Result<()> {
+        match self {
+            Kind::Consumer(consumer) => consumer.extend_all(messages),
+            Kind::Pattern(pattern) => pattern.extend_all(messages),
+            Kind::Reader(_) => Ok(()),
         }
     }
 }
@@ -316,6 +391,7 @@ impl Driver {
                 let reply = command.wait(&client, client.request(command.text("topic"), message))?;
                 Ok(json!({ "message": shown(&reply) }))
             }
+            "letters" | "redrive" | "purge" => self.letters(what, command),
             "bench_publish" => self.bench_publish(command),
             "bench_receive" => self.bench_receive(command),
             "bench_round_trips" => self.bench_round_trips(command),
@@ -324,6 +400,49 @@ impl Driver {
             "ack" | "nack" | "extend" | "ack_until" | "seek" | "reply" => self.consume(what, command),
             other => Err(Failure::Unsupported(format!("the command {other:?}"))),
         }
+    }
+
+    fn letters(&self, what: &str, command: &Command) -> Answer {
+        let client = self.client(command)?;
+        let letters = client.dead_letters(command.text("topic"), command.text("subscription"));
+        let most = command.number("max").map_or(usize::MAX, |most| most as usize);
+        if what == "letters" {
+            let mut found = command.wait(&client, letters.list(most.min(PAGE)))?;
+            while let Some(last) = found.last().filter(|_| found.len() < most) {
+                let more = command.wait(&client, letters.list_after(last.offset(), (most - found.len()).min(PAGE)))?;
+                if more.is_empty() {
+                    break;
+                }
+                found.extend(more);
+            }
+            let told = found.iter().map(|letter| {
+                json!({
+                    "offset": letter.offset(),
+                    "payload": hex(&letter.message().payload),
+                    "key": letter.message().key.as_deref().map(hex),
+                    "attributes": letter.attributes().collect::<HashMap<_, _>>(),
+                    "topic": letter.topic(),
+                    "subscription": letter.subscription(),
+                    "origin_offset": letter.origin_offset(),
+                    "attempts": letter.attempts(),
+                    "reason": letter.reason(),
+                })
+            });
+            return Ok(json!({ "letters": told.collect::<Vec<_>>() }));
+        }
+        let messages = if what == "purge" {
+            command.wait(&client, letters.purge(most))?
+        } else {
+            let mut how = Redrive::new().limit(most);
+            if command.given.contains_key("offsets") {
+                how = how.offsets(command.list("offsets").iter().filter_map(Json::as_u64));
+            }
+            if command.given.contains_key("to") {
+                how = how.to(command.text("to"));
+            }
+            command.wait(&client, letters.redrive_as(how))?
+        };
+        Ok(json!({ "messages": messages }))
     }
 
     fn connect(&mut self, command: &Command) -> Answer {
@@ -400,10 +519,8 @@ impl Driver {
         } else {
             let name = command.text("consumer");
             match self.places.get(name) {
-                Some(Place { client, receiver: Kind::Consumer(consumer), .. }) => {
-                    command.wait(client, consumer.flush())?;
-                }
-                _ => return Err(no_name(name)),
+                Some(Place { client, receiver, .. }) => command.wait(client, receiver.flush())?,
+                None => return Err(no_name(name)),
             }
         }
         Ok(json!({}))
@@ -435,7 +552,9 @@ impl Driver {
             for (name, given) in command.given.get("options").and_then(Json::as_object).into_iter().flatten() {
                 builder = builder.option(name, value(given));
             }
-            if command.given.contains_key("timeout_ms") {
+            if command.text("topic").contains(['*', '>']) {
+                Kind::Pattern(command.wait(&client, builder.open_pattern())?)
+            } else if command.given.contains_key("timeout_ms") {
                 builder = builder.wait_for_place(command.left());
                 Kind::Consumer(block_on(builder.open()).map_err(|error| command.late(error))?)
             } else {
@@ -574,16 +693,17 @@ impl Driver {
             failed => place.late = failed,
         }
         let messages: Vec<Json> = taken.iter().map(shown).collect();
-        place.held.extend(taken.into_iter().map(|message| (message.offset, message)));
+        let held = taken.into_iter().map(|message| ((message.topic.to_string(), message.offset), message));
+        place.held.extend(held);
         Ok(json!({ "messages": messages }))
     }
 
     fn consume(&mut self, what: &str, command: &Command) -> Answer {
         let name = command.text("consumer");
-        let Some(Place { client, receiver: Kind::Consumer(consumer), held, .. }) = self.places.get_mut(name) else {
+        let Some(Place { client, receiver, held, .. }) = self.places.get_mut(name) else {
             return Err(no_name(name));
         };
-        if what == "seek" {
+        if let ("seek", Kind::Consumer(consumer)) = (what, &*receiver) {
             let to = command.place("to")?.ok_or_else(|| no_name("a place"))?;
             let position = command.wait(client, consumer.seek(to))?;
             return Ok(json!({ "position": position }));
@@ -592,24 +712,28 @@ impl Driver {
             Some(offset) => vec![offset],
             None => command.list("offsets").iter().filter_map(Json::as_u64).collect(),
         };
-        let messages: Vec<Message> = offsets.iter().filter_map(|offset| held.get(offset).cloned()).collect();
+        let topic = command.text("topic");
+        let of = |key: &(String, u64), offset: u64| key.1 == offset && (topic.is_empty() || key.0 == topic);
+        let found = |offset: &u64| held.iter().find(|(key, _)| of(key, *offset)).map(|(_, message)| message.clone());
+        let messages: Vec<Message> = offsets.iter().filter_map(found).collect();
         if messages.len() != offsets.len() || messages.is_empty() {
             return Err(no_name("a message of these offsets"));
         }
         if matches!(what, "ack" | "nack") {
-            held.retain(|offset, _| !offsets.contains(offset));
+            held.retain(|key, _| !offsets.iter().any(|&offset| of(key, offset)));
         }
         match what {
-            "ack" => consumer.ack_all(&messages)?,
+            "ack" => receiver.ack_all(&messages)?,
             "nack" => {
                 let delay = command.number("delay_ms").map(Duration::from_millis);
                 let how = delay.map_or_else(Nack::new, Nack::after).reason(command.text("reason"));
-                consumer.nack_all(&messages, how)?;
+                receiver.nack_all(&messages, how)?;
             }
-            "extend" => consumer.extend_all(&messages)?,
+            "extend" => receiver.extend_all(&messages)?,
             "ack_until" => {
-                held.retain(|&offset, _| offset > messages[0].offset);
-                consumer.ack_until(&messages[0])?;
+                let until = &messages[0];
+                held.retain(|(topic, offset), _| *offset > until.offset || **topic != *until.topic);
+                receiver.ack_until(until)?;
             }
             _ => {
                 let reply = Outgoing::new(unhex(command.text("payload"))?)

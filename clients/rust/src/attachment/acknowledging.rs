@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Attachment, Phase};
+use super::{Attachment, Phase, NOT_ACTIVE};
 use crate::error::Action;
 use crate::message::Message;
 use crate::session::{Question, Wire};
@@ -92,8 +92,8 @@ impl Attachment {
         let covered = what.covered.min(self.unconfirmed.len());
         if header.kind == kind::ERROR {
             let error = header.error();
-            let again = error.action() == Action::Retry && error.code() != "not-active";
-            if error.code() != "closed" {
+            let again = error.action() == Action::Retry && error.code() != NOT_ACTIVE;
+            if error.code() != "closed" && error.code() != NOT_ACTIVE {
                 self.complaint = Some(error);
             }
             if again {
@@ -182,6 +182,22 @@ impl Attachment {
             }
         };
         self.send_ranges(frame, &self.spans_of(messages), None, wire);
+    }
+
+    /// The program failed, and with it all that it has in hand: only the broker knows what that is.
+    pub fn blame(&mut self, reason: &str, wire: &mut Wire) {
+        if self.phase != Phase::Open || !self.taking.tells {
+            return;
+        }
+        self.flush(false, wire);
+        let reason: String = reason.chars().take(REASON_LETTERS_MAX).collect();
+        let frame = Frame::new(kind::NACK)
+            .uint(key::HANDLE, self.number)
+            .uints(key::RANGES, &[])
+            .uint(key::TAKEN, self.taking.handed)
+            .uint_if(key::SOUGHT, self.moves_said())
+            .text(key::REASON, &reason);
+        wire.emit(frame, &[]);
     }
 
     pub fn extend(&mut self, messages: &[Message], wire: &mut Wire) {
