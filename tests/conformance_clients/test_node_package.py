@@ -72,7 +72,7 @@ def test_a_program_of_the_readme_runs_in_an_empty_project(
     number: int, memory_broker: testing.Broker, project: Path
 ) -> None:
     """As the README says: install the packed file, and run; and run again, where the topics exist."""
-    assert len(PROGRAMS) == 4
+    assert len(PROGRAMS) == 5
     printed, _, program = PROGRAMS[number]
     (project / "main.js").write_text(program, encoding="utf-8")
     assert run(project, "node", "main.js", memory_broker.endpoint).strip() == printed

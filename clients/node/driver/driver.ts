@@ -5,14 +5,22 @@ import { Contents, contentOf, Gathering, type Outgoing } from "../src/batch.js";
 import { CLIENT_TEXT, type Client, connect } from "../src/client.js";
 import type { Consumer, Receiver, Start } from "../src/consumer.js";
 import { IsterError, ProtocolError } from "../src/errors.js";
-import { type Message, type Producer, producerId, type Receipt } from "../src/index.js";
+import {
+  type DeadLetter,
+  type Message,
+  type PatternConsumer,
+  type Producer,
+  producerId,
+  type Receipt,
+} from "../src/index.js";
 import type { WaitOptions } from "../src/waiting.js";
 import { decodeAttributes, decodeHeader, Float } from "../src/wire.js";
 
 const CAPABILITIES = [
   ...["batch", "pipeline", "keys", "attributes", "delivery-time", "timestamps", "attempts", "named-producer"],
   ...["batch-receive", "confirm", "nack", "ack-until", "extend", "reader", "seek", "priority", "force", "options"],
-  ...["credit", "window", "events", "admin", "request-reply", "moved", "reconnect", "heartbeat", "orderly-close"],
+  ...["credit", "window", "events", "admin", "request-reply", "patterns"],
+  ...["dead-letters", "taken", "moved", "reconnect", "heartbeat", "orderly-close"],
   ...["cancel", "drop", "codec", "bench"],
 ];
 const TIMEOUT_MS = 10_000;
@@ -24,8 +32,8 @@ type Answer = Record<string, unknown>;
 class Unsupported extends Error {}
 
 interface Held {
-  consumer: Receiver;
-  messages: Map<number, Message>;
+  consumer: Receiver | PatternConsumer;
+  messages: Map<string, Message>; // by topic and offset
   late: unknown;
 }
 
@@ -211,37 +219,66 @@ async function receive({ consumer: name, max = 1, batch = false }: Given, how: W
     }
   }
   for (const message of taken) {
-    held.messages.set(message.offset, message);
+    held.messages.set(`${message.topic} ${message.offset}`, message);
   }
   return { messages: taken.map(shown) };
 }
 
+function heldAt(held: Held, topic: string, offset: number): Message {
+  const message = held.messages.get(`${topic} ${offset}`);
+  if (message === undefined) {
+    throw new Error(`no message of topic ${topic} and offset ${offset} is held`);
+  }
+  return message;
+}
+
+async function letters(given: Given, how: WaitOptions): Promise<Answer> {
+  const { topic, subscription, max: limit, offsets, to } = given;
+  const dead = named(clients, given.client).deadLetters(topic, subscription);
+  if (given.do === "redrive") {
+    return { messages: await dead.redrive({ offsets, to, limit, ...how }) };
+  }
+  if (given.do === "purge") {
+    return { messages: await dead.purge({ limit, ...how }) };
+  }
+  const found: DeadLetter[] = [];
+  if (limit !== undefined) {
+    found.push(...(await dead.list({ limit, ...how })));
+  } else {
+    for await (const letter of dead) {
+      found.push(letter);
+    }
+  }
+  const told = found.map(({ payload, key, originOffset, ...rest }) => ({
+    ...rest,
+    payload: payload.toString("hex"),
+    key: key?.toString("hex") ?? null,
+    origin_offset: originOffset,
+  }));
+  return { letters: told };
+}
+
 function acknowledge(given: Given): void {
   const held = named(consumers, given.consumer);
-  const consumer = held.consumer as Consumer;
+  const consumer = held.consumer as Consumer | PatternConsumer;
   const offsets: number[] = given.offsets ?? [given.offset];
-  const messages = offsets.map((offset) => {
-    const message = held.messages.get(offset);
-    if (message === undefined) {
-      throw new Error(`no message of offset ${offset} is held`);
-    }
-    return message;
-  });
+  const topic: string = given.topic ?? consumer.topic;
+  const messages = offsets.map((offset) => heldAt(held, topic, offset));
   if (given.do === "extend") {
     consumer.extend(messages);
     return;
   }
   if (given.do === "ack_until") {
-    for (const offset of held.messages.keys()) {
-      if (offset <= given.offset) {
-        held.messages.delete(offset);
+    for (const [place, message] of held.messages) {
+      if (message.topic === topic && message.offset <= given.offset) {
+        held.messages.delete(place);
       }
     }
     consumer.ackUntil(messages[0] as Message);
     return;
   }
   for (const offset of offsets) {
-    held.messages.delete(offset);
+    held.messages.delete(`${topic} ${offset}`);
   }
   if (given.do === "ack") {
     consumer.ack(messages);
@@ -399,6 +436,11 @@ async function carryOut(given: Given, how: WaitOptions): Promise<Answer> {
         ...how,
       };
       const client = named(clients, given.client);
+      if (/[*>]/.test(given.topic)) {
+        const pattern = await client.patternConsumer(given.topic, given.subscription, wanted);
+        consumers.set(given.consumer, { consumer: pattern, messages: new Map(), late: null });
+        return { position: null };
+      }
       const consumer = await client.consumer(given.topic, given.subscription, wanted);
       consumers.set(given.consumer, { consumer, messages: new Map(), late: null });
       return { position: consumer.position };
@@ -427,6 +469,10 @@ async function carryOut(given: Given, how: WaitOptions): Promise<Answer> {
         return { events: told.map(({ code }) => ({ code })) };
       }
       return { events: named(consumers, given.consumer).consumer.takeEvents() };
+    case "letters":
+    case "redrive":
+    case "purge":
+      return await letters(given, how);
     case "bench_publish":
       return await benchPublish(given, how);
     case "bench_receive":
@@ -441,7 +487,8 @@ async function carryOut(given: Given, how: WaitOptions): Promise<Answer> {
       };
     }
     case "reply": {
-      const message = named(named(consumers, given.consumer).messages as unknown as Map<string, Message>, given.offset);
+      const held = named(consumers, given.consumer);
+      const message = heldAt(held, held.consumer.topic, given.offset);
       await message.reply(Buffer.from(given.payload, "hex"), { attributes: given.attributes });
       return {};
     }

@@ -200,6 +200,14 @@ export abstract class Administration extends EventEmitter<ClientEvents> {
     }
   }
 
+  /**
+   * Ask the broker for what has no call of its own here, like `topic.verify`: operations, arguments and answers are those
+   * of PROTOCOL.md, section 10. What is answered with `retry` is asked again until the time is over.
+   */
+  operation(operation: string, args: object = {}, how: WaitOptions = {}): Promise<Record<string, unknown>> {
+    return this.members(operation, args, how);
+  }
+
   // ---- topics -----------------------------------------------------------------------------------------------------
 
   /** Create a topic; a reliable one without `dispatch`. */

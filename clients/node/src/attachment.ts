@@ -28,7 +28,7 @@ const ACK_RANGES_MAX = 256; // scattered ones that are sent without waiting long
 // the limit messages come again, and `flush` says so.
 const UNPROVEN_MAX = 4096;
 const UNPROVEN_ASK = 1024;
-const EVENTS_MAX = 256; // kept for a program that never looks at them
+export const EVENTS_MAX = 256; // kept for a program that never looks at them
 const CREDIT_BACK_MESSAGES = 256;
 const CREDIT_BACK_BYTES = 256 << 10;
 const CREDIT_BYTES = 8 << 20;
@@ -119,6 +119,7 @@ export class Attachment implements Handle, Owner {
   // what the broker has forgotten, or was told to
   private lineage = 0;
   private sought = 0; // the lineage since the subscription was last moved
+  private moves: number | null = null; // of so many the broker has told, where it counts them
   private instance = "";
   private deliveredIn: Uint8Array | null = null; // the session that knows what was delivered
   private nextOffset: number | null = null; // of a reader: the first offset that was not handed out
@@ -213,16 +214,24 @@ export class Attachment implements Handle, Owner {
   }
 
   private words(type: number, ranges: number[]): Map<number, Sendable> {
-    return new Map<number, Sendable>([
+    const header = new Map<number, Sendable>([
       [K.TYPE, type],
       [K.HANDLE, this.handle],
       [K.RANGES, ranges],
     ]);
+    if (this.moves !== null && this.moves > 0) {
+      header.set(K.SOUGHT, this.moves); // it is about what was delivered since
+    }
+    return header;
   }
 
   private sendUntil(): void {
     if (this.until !== null) {
-      this.session?.emitNumbers([K.TYPE, T.ACK_UNTIL, K.HANDLE, this.handle, K.OFFSET, this.until]);
+      const header = [K.TYPE, T.ACK_UNTIL, K.HANDLE, this.handle, K.OFFSET, this.until];
+      if (this.moves !== null && this.moves > 0) {
+        header.push(K.SOUGHT, this.moves);
+      }
+      this.session?.emitNumbers(header);
     }
   }
 
@@ -249,6 +258,7 @@ export class Attachment implements Handle, Owner {
       [K.SPARSE, true],
       [K.TAKEN, 0],
       [K.INSTANCE, this.instance],
+      [K.SOUGHT, 0],
     ]);
     const start = this.nextOffset ?? options.start;
     if (start !== null) {
@@ -289,6 +299,7 @@ export class Attachment implements Handle, Owner {
       this.strategy = text(header, K.STRATEGY);
       this.position = position;
       this.tells = header.has(K.TAKEN);
+      this.moves = header.has(K.SOUGHT) ? uint(header, K.SOUGHT) : null;
       if (this.isReader && this.strategy === "reliable" && this.nextOffset === null) {
         this.nextOffset = this.position;
       }
@@ -367,6 +378,9 @@ export class Attachment implements Handle, Owner {
         this.changed();
       }
     } else if (kind === T.EVENT) {
+      if (this.moves !== null) {
+        this.moves = Math.max(this.moves, uint(header, K.SOUGHT));
+      }
       this.onHappening({
         code: text(header, K.CODE),
         count: uint(header, K.COUNT),

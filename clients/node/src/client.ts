@@ -5,6 +5,7 @@ import { Administration, type ConnectionEvent, type SubscriptionOptions } from "
 import { Attachment, type AttachmentOptions, READER, type SubscriptionType } from "./attachment.js";
 import type { Payload } from "./batch.js";
 import { Consumer, Reader, type Receiver, type Start, wirePlace } from "./consumer.js";
+import { DeadLetters } from "./deadletters.js";
 import { ClosedError, IsterError, invalid } from "./errors.js";
 import { type Follower, PatternConsumer } from "./following.js";
 import { Correspondence } from "./inbox.js";
@@ -293,6 +294,11 @@ export class Client extends Administration implements AsyncDisposable {
     const consumer = new PatternConsumer(pattern, subscription, follower, bell, this.patience);
     await consumer.begin(options);
     return consumer;
+  }
+
+  /** The dead letters of a subscription: listed, sent back, deleted. */
+  deadLetters(topic: string, subscription: string): DeadLetters {
+    return new DeadLetters(this, topic, subscription, this.patience);
   }
 
   private async openConsumer(

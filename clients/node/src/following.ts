@@ -7,7 +7,7 @@
 // - a topic that refused is not tried again until it was deleted and created again
 
 import { EventEmitter } from "node:events";
-import type { ConsumerEvent } from "./attachment.js";
+import { type ConsumerEvent, EVENTS_MAX } from "./attachment.js";
 import type { Consumer, NackOptions } from "./consumer.js";
 import { BrokerError, ClosedError, IsterError, invalid } from "./errors.js";
 import type { Message } from "./message.js";
@@ -48,6 +48,7 @@ export class PatternConsumer extends EventEmitter<{ event: [ConsumerEvent] }> im
   private turn = 0;
   private current: Consumer | null = null; // whose run of messages is being handed out
   private closed = false;
+  private told: ConsumerEvent[] = [];
 
   /** @internal */
   constructor(
@@ -60,9 +61,21 @@ export class PatternConsumer extends EventEmitter<{ event: [ConsumerEvent] }> im
     super();
   }
 
+  /** The pattern. */
+  get topic(): string {
+    return this.pattern;
+  }
+
   /** The topics it receives from at present, by name. */
   get topics(): string[] {
     return [...this.members.keys()].sort();
+  }
+
+  /** What the broker told of its topics since the last call, oldest first; at most the last 256. */
+  takeEvents(): ConsumerEvent[] {
+    const { told } = this;
+    this.told = [];
+    return told;
   }
 
   // ---- which topics there are -------------------------------------------------------------------------------------
@@ -141,7 +154,13 @@ export class PatternConsumer extends EventEmitter<{ event: [ConsumerEvent] }> im
         await consumer.close({ timeoutMs: LOOK_MS });
         return;
       }
-      consumer.on("event", (event) => this.emit("event", event));
+      consumer.on("event", (event) => {
+        this.told.push(event);
+        if (this.told.length > EVENTS_MAX) {
+          this.told.shift();
+        }
+        this.emit("event", event);
+      });
       this.members.set(topic, { created, consumer });
     } catch (error) {
       if (!(error instanceof IsterError) || !GONE.includes(error.code)) {

@@ -26,6 +26,7 @@ export {
   VERSION,
 } from "./client.js";
 export { Consumer, type NackOptions, Reader, Receiver, type Start } from "./consumer.js";
+export { type DeadLetter, DeadLetters, type RedriveOptions } from "./deadletters.js";
 export {
   type Action,
   BrokerError,

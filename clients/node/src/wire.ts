@@ -77,6 +77,7 @@ export const K = {
   TAKEN: 38,
   SINGLY: 39,
   INSTANCE: 40,
+  SOUGHT: 41,
 } as const;
 
 export const HEADER_BYTES_MAX = 8192;
@@ -178,7 +179,7 @@ function checkPlain(value: Plain, levels: number): void {
 type Kind = "uint" | "text" | "bytes" | "bool" | "uints" | "pairs" | "map" | "arguments" | "version" | "start";
 
 const KINDS: readonly Kind[] = (() => {
-  const kinds: Kind[] = new Array(K.INSTANCE + 1).fill("uint");
+  const kinds: Kind[] = new Array(K.SOUGHT + 1).fill("uint");
   const say = (kind: Kind, ...keys: number[]) => {
     for (const key of keys) {
       kinds[key] = kind;

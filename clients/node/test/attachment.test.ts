@@ -3,7 +3,7 @@ import { describe, it } from "node:test";
 import { Attachment, type AttachmentOptions, joined } from "../src/attachment.js";
 import { ConnectionLostError } from "../src/errors.js";
 import type { Message } from "../src/message.js";
-import { K, T } from "../src/wire.js";
+import { decodeHeader, K, T } from "../src/wire.js";
 import { lengths, Stage } from "./stage.js";
 
 const HANDLE = 1;
@@ -448,4 +448,42 @@ it("ranges that touch or overlap are joined", () => {
       [5, 6],
     ],
   );
+
+  it("says of which moves it has heard", () => {
+    for (const [counted, first, then] of [
+      [0, undefined, 1],
+      [3, 3, 4],
+      [undefined, undefined, undefined],
+    ] as const) {
+      const again = new Scene();
+      again.welcome();
+      const [open] = again.session.outbox.slice(-1);
+      assert.equal(decodeHeader(open?.[0] as Uint8Array).get(K.SOUGHT), 0);
+      const talk = new Scene().welcome() as Scene;
+      talk.opened(counted === undefined ? {} : { [K.SOUGHT]: counted });
+      talk.deliver(0, ["a", "b"]);
+      talk.take(2);
+      talk.heard();
+      talk.ack(0);
+      talk.attachment.ackUntil(talk.held[1] as Message, () => talk.now);
+      talk.attachment.sendAcks();
+      talk.attachment.nack([talk.held[1] as Message], null, "");
+      talk.attachment.extend([talk.held[1] as Message]);
+      const said = talk.heard().map(({ header }) => [header.get(K.TYPE), header.get(K.SOUGHT)]);
+      assert.deepEqual(
+        said,
+        [T.ACK_UNTIL, T.ACK, T.NACK, T.EXTEND].map((type) => [type, first]),
+      );
+      talk.event("sought", counted === undefined ? {} : { [K.SOUGHT]: counted + 1 });
+      talk.deliver(0, ["a"]);
+      talk.take(1);
+      talk.heard();
+      talk.ack(0);
+      talk.attachment.sendAcks();
+      assert.deepEqual(
+        talk.heardOf(T.ACK).map(({ header }) => header.get(K.SOUGHT)),
+        [then],
+      );
+    }
+  });
 });

@@ -41,13 +41,21 @@ describe("a client of a broker with several workers", { timeout: 60_000 }, () =>
     scene(async (first, second, client) => {
       first.moved = second.endpoint;
       second.moved = first.endpoint;
-      await assert.rejects(client.producer("orders", { timeoutMs: 500 }), (error) => {
+      let [tries, message] = [0, ""];
+      while (tries < 40 && !/moved 8 times in a row/.test(message)) {
+        // on a machine with much to do, half a second may not be enough for eight moves
+        tries++;
+        const error = await client.producer("orders", { timeoutMs: 500 }).then(
+          () => null,
+          (each) => each,
+        );
         assert.ok(error instanceof IsterError);
-        assert.match(error.message, /moved 8 times in a row/);
-        return error.code === "timeout";
-      });
+        assert.equal(error.code, "timeout");
+        ({ message } = error);
+      }
+      assert.match(message, /moved 8 times in a row/);
       const opens = [...first.heard, ...second.heard].filter((type) => type === T.OPEN_PRODUCER).length;
-      assert.ok(opens <= 10, `${opens} opens in half a second`);
+      assert.ok(opens <= 10 * tries, `${opens} opens in ${tries} times half a second`);
     }));
 
   it("asks the first endpoint again where the other does not come back", () =>
