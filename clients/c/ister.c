@@ -663,7 +663,7 @@ static bool read_known(cursor *from, header *h, unsigned key) {
     case NUMBERS: return found.kind == NUMBER || (found.kind == LIST && read_numbers(from, found.number, h, key));
     case PAIRS:
         return found.kind == LIST && found.number % 2 == 0 &&
-               found.number <= 2 * (key == K_TIMESTAMPS ? TIMESTAMPS_MAX : RANGES_MAX) &&
+               found.number <= (uint64_t)2 * (key == K_TIMESTAMPS ? TIMESTAMPS_MAX : RANGES_MAX) &&
                read_numbers(from, found.number, h, key);
     case A_MAP:
         from->at = at;
@@ -3407,7 +3407,7 @@ static void wait_for_work(ister_client *client, zmq_pollitem_t **items, size_t *
         (*items)[count++] = (zmq_pollitem_t){c->socket, 0, ZMQ_POLLIN, 0};
         (*items)[count++] = (zmq_pollitem_t){c->monitor, 0, ZMQ_POLLIN, 0};
     }
-    us wait = due <= now ? 0 : earlier((due - now + MS - 1) / MS, 3600 * 1000);
+    us wait = due <= now ? 0 : earlier((due - now + MS - 1) / MS, 3600 * SECOND / MS);
     client->asleep = true;
     client->woken = false;
     unlock(client);
@@ -3481,7 +3481,8 @@ static ister_result pause_call(const call *c, pthread_cond_t *on, const char *wh
     } else if (read_clock() >= c->deadline) {
         say(error, ISTER_TIMEOUT, ISTER_RETRY, "timeout", "%s in time%s%s%s%s", what, told ? " (" : "",
             told ? trouble->code : "", told ? ": " : "", told ? trouble->text : "");
-        if (told && strlen(error->text) + 1 < sizeof error->text) strcat(error->text, ")");
+        size_t size = strlen(error->text);
+        if (told && size + 1 < sizeof error->text) copy_into(error->text + size, 2, ")", 1);
     } else if (c->deadline >= NEVER) {
         pthread_cond_wait(on, &client->mutex);
         return ISTER_OK;
@@ -3498,6 +3499,12 @@ static void wake_if_due(ister_client *client, const handle *h) {
 }
 
 /* ---- what programs call: clients ---- */
+
+static void say_system(ister_error *error, const char *what, int code) {
+    char why[128];
+    if (strerror_r(code, why, sizeof why) != 0) why[0] = 0;
+    say(error, ISTER_LOST, ISTER_RETRY, "connection-lost", "%s: %s (%d)", what, why, code);
+}
 
 static bool make_pipe(int *in, int *out) {
     int ends[2];
@@ -3528,7 +3535,7 @@ ister_result ister_client_open(const char *const *endpoints, size_t count, const
     }
     ister_client *client = allocate(sizeof *client);
     if (!make_pipe(&client->wake_in, &client->wake_out)) {
-        say(&why, ISTER_LOST, ISTER_RETRY, "connection-lost", "cannot make a pipe: %s", strerror(errno));
+        say_system(&why, "cannot make a pipe", errno);
         free(client);
         return tell(error, &why);
     }
@@ -3557,7 +3564,7 @@ ister_result ister_client_open(const char *const *endpoints, size_t count, const
     int failed = client->context ? pthread_create(&client->thread, NULL, run, client) : errno;
     unlock(client);
     if (failed) {
-        say(&why, ISTER_LOST, ISTER_RETRY, "connection-lost", "cannot begin a thread: %s", strerror(failed));
+        say_system(&why, "cannot begin a thread", failed);
         if (client->context) zmq_ctx_term(client->context);
         close(client->wake_in);
         close(client->wake_out);
@@ -3590,7 +3597,7 @@ ister_result ister_client_wait(ister_client *client, int64_t timeout_ms, ister_e
 ister_result ister_connect(const char *const *endpoints, size_t count, const ister_client_options *options,
                            int64_t timeout_ms, ister_client **into, ister_error *error) {
     ister_result result = ister_client_open(endpoints, count, options, into, error);
-    if (result != ISTER_OK) return result;
+    if (!*into) return result;
     result = ister_client_wait(*into, timeout_ms, error);
     if (result != ISTER_OK) {
         ister_client_free(*into);
@@ -4865,7 +4872,7 @@ static ister_result open_inbox(ister_client *client, us deadline, char **topic, 
             result = start_consumer(made, deadline, &client->inbox, error);
         }
     }
-    if (result == ISTER_OK) *topic = copy_text(client->inbox->a.h.topic);
+    if (client->inbox && result == ISTER_OK) *topic = copy_text(client->inbox->a.h.topic);
     pthread_mutex_unlock(&client->asking_mutex);
     return result;
 }
@@ -5478,16 +5485,18 @@ ister_result ister_dead_letters_list(ister_client *client, const char *topic, co
     *count = 0;
     look_at_letters(client, topic, subscription, deadline, &found, &why);
     while (why.result == ISTER_OK && *count < most && next_run(&found, at, &run)) {
-        ister_message *message;
+        ister_message *message = NULL;
         if (reader && run.first - at > GAP_READ_OVER) {
             ister_consumer_free(reader);
             reader = NULL;
         }
         ister_place start = {ISTER_AT_OFFSET, run.first};
-        if (!reader && ister_reader_open(client, found.from, start, smaller(run.end - run.first, LETTERS_TOGETHER),
-                                         rest_of(deadline), &reader, &why) != ISTER_OK)
-            break;
-        if (ister_consumer_receive(reader, rest_of(deadline), &message, &why) != ISTER_OK) break;
+        if (!reader)
+            ister_reader_open(client, found.from, start, smaller(run.end - run.first, LETTERS_TOGETHER),
+                              rest_of(deadline), &reader, &why);
+        if (!reader) break;
+        ister_consumer_receive(reader, rest_of(deadline), &message, &why);
+        if (!message) break;
         bool waits = next_run(&found, message->offset, &run) && run.first == message->offset;
         at = message->offset + 1;
         if (waits && is_letter_of(message, topic, subscription))
@@ -5674,7 +5683,8 @@ static ister_result settle(ister_client *client, const char *topic, const char *
         if (s.producer && s.producer->p.non_reliable)
             say_invalid(&why, "topic %s is non-reliable: it stores nothing, so letters would be lost", to);
         else if (ister_consumer_open(client, s.found.from, REDRIVE, &options, rest_of(s.deadline), &s.consumer, &why) ==
-                 ISTER_OK)
+                     ISTER_OK &&
+                 s.consumer)
             settle_all(&s, &why);
     }
     if (s.consumer) ister_consumer_close(s.consumer, 1000, &closed);

@@ -821,6 +821,11 @@ static void with_messages(job *j, thing *it) {
         }
         messages[i++] = found->message;
     }
+    if (!i) {
+        no_name(j);
+        free(messages);
+        return;
+    }
     if (strcmp(what, "ack") == 0) {
         ister_consumer_ack(it->consumer, messages, count, &j->error);
     } else if (strcmp(what, "nack") == 0) {
@@ -829,11 +834,12 @@ static void with_messages(job *j, thing *it) {
     } else if (strcmp(what, "extend") == 0) {
         ister_consumer_extend(it->consumer, messages, count, &j->error);
     } else if (strcmp(what, "ack_until") == 0) {
+        uint64_t until = messages[0]->offset;
         ister_consumer_ack_until(it->consumer, messages[0], &j->error);
         for (size_t b = 0; b < BUCKETS; b++) {
             for (held **at = &it->held[b]; *at;) {
                 const ister_message *message = (*at)->message;
-                if (message->offset > one->number || (topic && strcmp(message->topic, topic) != 0))
+                if (message->offset > until || (topic && strcmp(message->topic, topic) != 0))
                     at = &(*at)->next;
                 else
                     release(it, message->offset, message->topic);
@@ -846,7 +852,7 @@ static void with_messages(job *j, thing *it) {
         free_outgoings(message, 1);
     }
     if (strcmp(what, "ack") == 0 || strcmp(what, "nack") == 0) {
-        for (i = 0; i < count; i++) release(it, messages[i]->offset, messages[i]->topic);
+        for (count = i, i = 0; i < count; i++) release(it, messages[i]->offset, messages[i]->topic);
     }
     free(messages);
 }
