@@ -6,9 +6,12 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.function.BiConsumer;
 
 /** Asks a broker about topics and subscriptions: PROTOCOL.md, section 10. */
 public final class Admin {
+  private static final long VERIFY_POLL_MS = 200;
+
   private final IsterClient client;
   private final Duration timeout;
 
@@ -78,6 +81,142 @@ public final class Admin {
         "topic.create", "topic-exists", "topic.show", about(topic), with(arguments, about(topic)));
   }
 
+  /**
+   * Creates a topic, or returns the one that is there, if it is of that dispatch and has the
+   * options given here; else {@code topic-exists} or {@code topic-options}.
+   */
+  public Info ensureTopic(String topic, TopicOptions options) throws InterruptedException {
+    Map<String, Object> wanted = with(Map.of("dispatch", "reliable"), options.arguments());
+    try {
+      return createTopic(topic, options);
+    } catch (IsterException refused) {
+      if (!refused.code().equals("topic-exists")) {
+        throw refused;
+      }
+      Info there = topic(topic);
+      same("topic " + topic, "topic", wanted, there, there.map("settings"));
+      return there;
+    }
+  }
+
+  /** The same of a reliable topic with the broker's defaults. */
+  public Info ensureTopic(String topic) throws InterruptedException {
+    return ensureTopic(topic, TopicOptions.none());
+  }
+
+  /**
+   * Creates a subscription, or returns the one that is there, if it is of that type and has the
+   * options given here; else {@code subscription-exists} or {@code subscription-options}.
+   */
+  public Info ensureSubscription(
+      String topic,
+      String subscription,
+      SubscriptionType type,
+      Start start,
+      SubscriptionOptions options)
+      throws InterruptedException {
+    try {
+      return createSubscription(topic, subscription, type, start, options);
+    } catch (IsterException refused) {
+      if (!refused.code().equals("subscription-exists")) {
+        throw refused;
+      }
+      Info there = subscription(topic, subscription);
+      Map<String, Object> wanted = with(options.arguments(), Map.of("type", type.word()));
+      same("subscription " + subscription, "subscription", wanted, there, there.map("options"));
+      return there;
+    }
+  }
+
+  /** Compares what is there with what is wanted; what is not given may be as it is. */
+  private static void same(
+      String place, String what, Map<String, Object> wanted, Info there, Info settings) {
+    Map<String, String> shown =
+        Map.of("dispatch", "strategy", "durability", "durability", "type", "type");
+    wanted.forEach(
+        (name, value) -> {
+          boolean fixed = shown.containsKey(name);
+          boolean keptNowhere =
+              name.equals("durability") && !there.text("strategy").equals("reliable");
+          Object has =
+              fixed ? there.text(shown.get(name)) : settings.members().getOrDefault(name, 0L);
+          boolean equal =
+              value instanceof Number number && has instanceof Number other
+                  ? number.longValue() == other.longValue()
+                  : value.equals(has);
+          if (!equal && !keptNowhere) {
+            throw new IsterException.Refused(
+                what + (fixed ? "-exists" : "-options"),
+                Action.FIX,
+                "%s already exists with %s %s, not %s".formatted(place, name, has, value));
+          }
+        });
+  }
+
+  /**
+   * Has the broker check every byte of a topic's log, for as long as it takes, and returns its
+   * report: messages, bytes, segments, and damaged, a list of ranges.
+   */
+  public Info verifyTopic(String topic) throws InterruptedException {
+    return verifyTopic(topic, (done, total) -> {});
+  }
+
+  /** The same, and tells from time to time how many bytes are done, and of how many. */
+  public Info verifyTopic(String topic, BiConsumer<Long, Long> progress)
+      throws InterruptedException {
+    long verification = 0;
+    while (true) {
+      Info told = ask("topic.verify", with(about(topic), Map.of("verification", verification)));
+      verification = told.number("verification");
+      if (told.members().containsKey("bytes_total")) {
+        progress.accept(told.number("bytes"), told.number("bytes_total"));
+      }
+      if (told.flag("done")) {
+        return told.map("report");
+      }
+      Thread.sleep(VERIFY_POLL_MS);
+    }
+  }
+
+  /**
+   * Lets every subscription of a topic go on behind what is damaged; returns the ranges that are
+   * left out now, as {@code skipped}, and how many messages they are.
+   */
+  public Info repairTopic(String topic) throws InterruptedException {
+    return ask("topic.repair", with(about(topic), Map.of("skip_damaged", true)));
+  }
+
+  /**
+   * Deletes this broker's part of a topic that another broker has taken over; the store is left
+   * alone, and the topic does not come back by itself.
+   */
+  public void forgetTopic(String topic) throws InterruptedException {
+    remove("topic.forget", about(topic), Set.of("unknown-topic"));
+  }
+
+  /**
+   * Claims a topic of the store for this broker, and goes on where its history ends there. What
+   * this broker has of it is forgotten first; a broker that has it now is fenced.
+   */
+  public Info takeoverTopic(String topic) throws InterruptedException {
+    try {
+      forgetTopic(topic);
+    } catch (IsterException refused) {
+      if (!refused.code().equals("unknown-topic")) {
+        throw refused;
+      }
+    }
+    Session.Request request = client.ask("topic.takeover", about(topic));
+    try {
+      return Info.of(client.await(request, timeout));
+    } catch (IsterException refused) {
+      if (refused.code().equals("topic-exists") && (request.resent() || request.retried())) {
+        return topic(topic);
+      }
+      throw refused;
+    }
+  }
+
   /** Changes what a reliable topic keeps. */
   public Info updateTopic(String topic, TopicOptions options) throws InterruptedException {
     return ask("topic.update", with(options.arguments(), about(topic)));
@@ -124,6 +263,16 @@ public final class Admin {
   public Info updateSubscription(String topic, String subscription, SubscriptionOptions options)
       throws InterruptedException {
     return ask("subscription.update", with(options.arguments(), about(topic, subscription)));
+  }
+
+  /** Stops delivery from a subscription; consumers stay. */
+  public void pause(String topic, String subscription) throws InterruptedException {
+    updateSubscription(topic, subscription, SubscriptionOptions.none().paused(true));
+  }
+
+  /** Goes on with delivery from a paused subscription. */
+  public void resume(String topic, String subscription) throws InterruptedException {
+    updateSubscription(topic, subscription, SubscriptionOptions.none().paused(false));
   }
 
   /** What the broker knows of a subscription. */

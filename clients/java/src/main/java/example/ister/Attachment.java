@@ -1,35 +1,29 @@
 package example.ister;
 
+import java.time.Duration;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.List;
 import java.util.Map;
 import java.util.OptionalLong;
 
 /**
- * A consumer's or reader's side of the conversation, section 9 of PROTOCOL.md. It knows no socket,
- * no clock and no thread.
+ * A consumer's or reader's side of the conversation, section 9 of PROTOCOL.md: opening, deliveries
+ * and events, closing. It has two parts: {@link Handing}, what is on its way to the program, and
+ * {@link Acknowledgments}, what the program says of it. It knows no socket, no clock and no thread.
  *
- * <p>Invariants: the broker is never given more credit than the window: what was delivered and not
- * taken, and what may still come. What was delivered before the broker forgot about it, or moved
- * the subscription, is never acknowledged. Acknowledgments stay here until a DONE covers them, and
- * are sent again over a resumed session.
+ * <p>Invariants: whatever the broker forgets, or is told to forget, is void here before anything
+ * more is said about it. No acknowledgment for a subscription that was deleted is sent to the next
+ * one of its name.
  */
-final class Attachment implements Handle {
+final class Attachment implements Handle, Handing.Speaker, Acknowledgments.Speaker {
   static final String BUSY = "subscription-busy";
   private static final String OTHER_OPTIONS = "subscription-options";
+  private static final String UNKNOWN_HANDLE = "unknown-handle";
   private static final String READER = "reader";
-  private static final long ACK_DELAY = 3 * Session.MS;
-  private static final int CONFIRM_RANGES =
-      1000; // unconfirmed ranges, beyond which the broker is asked
-  private static final long WINDOW_FIRST =
-      16; // messages of credit for a program whose pace is not known yet
-  private static final long WINDOW_MOST = 16_384;
-  private static final long PACE_AIM =
-      500 * Session.MS; // as much as a program works off in it is kept ready
-  private static final long CREDIT_BYTES = 8 << 20;
   private static final long PLACE_RETRY = 500 * Session.MS;
-  private static final int EVENTS_KEPT = 256;
+  static final int EVENTS_KEPT = 256;
 
   enum Phase {
     IDLE,
@@ -50,8 +44,21 @@ final class Attachment implements Handle {
       boolean force,
       Map<String, Object> arguments,
       boolean patient,
-      long credit) {}
+      long credit) {
+    /** The same of one topic of a pattern; a start of null is the one here. */
+    Wanted of(String one, Object place, long messages) {
+      Object begin = place == null ? start : place;
+      return new Wanted(
+          one, subscription, type, begin, priority, force, arguments, patient, messages);
+    }
 
+    boolean shares() {
+      return type.equals("shared") || type.equals("key-shared");
+    }
+  }
+
+  final Handing handing;
+  final Acknowledgments acks;
   private final long number;
   private final Wanted wanted;
   private final Runnable changed;
@@ -60,31 +67,18 @@ final class Attachment implements Handle {
   private Phase phase = Phase.IDLE;
   private boolean opened;
   private Session session;
+  private byte[] deliveredIn; // the session that knows what was delivered
   private IsterException error;
   private IsterException complaint;
+  private IsterException damage; // told once nothing from before it is left
   private IsterException trouble;
-  private boolean forgotten;
   private String instance = "";
+  private long moves; // of so many the broker has told, where it counts them
   private long position;
-  private boolean standby;
-  private final ArrayDeque<Event> events = new ArrayDeque<>();
-
-  private int epoch; // messages of an earlier one are not acknowledged any more
-  private final ArrayDeque<Delivery> queue = new ArrayDeque<>();
-  private long reached; // a reader's first offset that was not handed out
-  private boolean moved; // reached counts
-  private long window;
-  private long used; // messages taken since credit was given back
-  private long usedBytes;
-  private long usedSince;
-
-  private Spans pending = new Spans(); // acknowledgments that are not sent yet
-  private Spans unconfirmed = new Spans();
-  private OptionalLong until =
-      OptionalLong.empty(); // everything up to here as well; not confirmed yet
-  private int untils;
-  private long ackDue = NEVER;
-  private boolean confirming;
+  private int begun; // how often delivering began again: opened, or moved
+  private Boolean active;
+  private long dropped;
+  private ArrayDeque<Event> events = new ArrayDeque<>();
 
   private long due;
   private int failures;
@@ -94,6 +88,9 @@ final class Attachment implements Handle {
     this.wanted = wanted;
     this.changed = changed;
     arguments = wanted.arguments();
+    handing = new Handing(this, wanted.shares(), wanted.credit());
+    acks = new Acknowledgments(this);
+    acks.silent(isReader());
   }
 
   @Override
@@ -121,12 +118,21 @@ final class Attachment implements Handle {
     return opened;
   }
 
-  boolean standby() {
-    return standby;
+  /** Whether it is the active one, as far as it was told; null where it was not. */
+  Boolean active() {
+    return active;
   }
 
-  int epoch() {
-    return epoch;
+  boolean standby() {
+    return active != null && !active;
+  }
+
+  int begun() {
+    return begun;
+  }
+
+  long dropped() {
+    return dropped;
   }
 
   long position() {
@@ -147,11 +153,24 @@ final class Attachment implements Handle {
     return told;
   }
 
-  /** Whether acknowledgments were forgotten since it was asked last. */
-  boolean takeForgotten() {
-    boolean told = forgotten;
-    forgotten = false;
+  /** Damage that the subscription waits at; told once, when everything from before is taken. */
+  IsterException takeDamage() {
+    if (damage == null || handing.asks() || handing.waits() || handing.hasInHand()) {
+      return null;
+    }
+    IsterException told = damage;
+    damage = null;
     return told;
+  }
+
+  /** Whether there is something to hand out or to tell. */
+  boolean hasNews() {
+    return handing.waits() || complaint != null || damage != null || phase == Phase.CLOSED;
+  }
+
+  /** Where events go: of a pattern's topics, all to one place. */
+  void events(ArrayDeque<Event> place) {
+    events = place;
   }
 
   List<Event> takeEvents() {
@@ -165,41 +184,22 @@ final class Attachment implements Handle {
   @Override
   public void onReady(Session ready, boolean resumed, long now) {
     session = ready;
-    if (!resumed) {
-      forget();
+    boolean same = resumed && Arrays.equals(ready.secret(), deliveredIn);
+    if (!same) {
+      acks.forget();
+      changed.run();
     } else if (phase == Phase.IDLE && opened) {
-      repeatAcks(); // so that what they are about is not delivered again
+      acks.repeat(); // so that what they are about is not delivered again
     }
     if (phase == Phase.IDLE || phase == Phase.WAITING && due <= now) {
       open();
     }
   }
 
-  /** Drops acknowledgments: the broker knows no more what they are about. */
-  private void forget() {
-    forgotten |= !settled();
-    dropAcks();
-    changed.run();
-  }
-
-  private void dropAcks() {
-    epoch++;
-    pending = new Spans();
-    unconfirmed = new Spans();
-    until = OptionalLong.empty();
-    confirming = false;
-    ackDue = NEVER;
-  }
-
   private void open() {
-    if (window == 0) {
-      window = wanted.credit() > 0 ? wanted.credit() : WINDOW_FIRST;
-    }
-    window = Math.max(1, Math.min(window, session.limits().creditMessagesMax()));
     phase = Phase.OPENING;
-    queue.clear();
-    used = 0;
-    usedBytes = 0;
+    begun++;
+    handing.restart(session.limits());
     Header header =
         new Header(Wire.OPEN_CONSUMER)
             .with(Wire.REF, session.expect((answer, body, now) -> onOpenAnswer(answer, now)))
@@ -207,19 +207,21 @@ final class Attachment implements Handle {
             .with(Wire.TOPIC, wanted.topic())
             .with(Wire.SUBSCRIPTION, wanted.subscription())
             .with(Wire.SUBSCRIPTION_TYPE, wanted.type())
-            .with(Wire.MESSAGES, window)
-            .with(Wire.BYTES, Math.min(CREDIT_BYTES, session.limits().creditBytesMax()))
+            .with(Wire.MESSAGES, handing.creditMessages())
+            .with(Wire.BYTES, handing.creditBytes())
             .with(Wire.SPARSE, true)
-            .with(Wire.INSTANCE, instance);
-    if (isReader() && moved) {
-      header.with(Wire.START, reached);
+            .with(Wire.TAKEN, 0L)
+            .with(Wire.INSTANCE, instance)
+            .with(Wire.SOUGHT, 0L);
+    if (handing.reads()) {
+      header.with(Wire.START, handing.next());
     } else if (wanted.start() != null) {
       header.with(Wire.START, wanted.start());
     }
     if (wanted.type().equals("failover")) {
       header.with(Wire.PRIORITY, wanted.priority());
     }
-    if (wanted.force() && !opened) {
+    if (wanted.force() && !opened) { // later two that want it would displace each other for ever
       header.with(Wire.FORCE, true);
     }
     if (!arguments.isEmpty()) {
@@ -236,27 +238,9 @@ final class Attachment implements Handle {
       case Wire.MOVED -> session.moved(this, header.text(Wire.ENDPOINT));
       case Wire.ERROR -> refused(header.error(), now);
       case Wire.OPENED -> {
-        phase = Phase.OPEN;
-        opened = true;
-        failures = 0;
-        trouble = null;
-        position = header.uint(Wire.OFFSET);
-        usedSince = now;
-        confirming = false;
-        if (isAnother(header.text(Wire.INSTANCE))) {
-          if (isReader()) {
-            fail(
-                new IsterException.Refused(
-                    "topic-deleted",
-                    Action.STOP,
-                    "topic %s was deleted and made again".formatted(wanted.topic())));
-            return;
-          }
-          forget();
-        } else {
-          repeatAcks(); // a broker that had not finished an earlier open ignored them before
+        if (isTheSame(header.text(Wire.INSTANCE))) {
+          opened(header);
         }
-        changed.run();
       }
       default ->
           throw IsterException.malformed(
@@ -264,37 +248,75 @@ final class Attachment implements Handle {
     }
   }
 
-  /**
-   * Whether OPENED names another subscription of this name than the one before, or one that was
-   * moved meanwhile.
-   */
-  private boolean isAnother(String said) {
-    boolean another = !said.isEmpty() && !instance.isEmpty() && !said.equals(instance);
-    if (!said.isEmpty()) {
-      instance = said;
+  private void opened(Header header) {
+    phase = Phase.OPEN;
+    opened = true;
+    deliveredIn = session.secret();
+    failures = 0;
+    trouble = null;
+    boolean reliable = !header.text(Wire.STRATEGY).equals("non-reliable");
+    position = header.uint(Wire.OFFSET);
+    acks.silent(isReader() || !reliable);
+    handing.tells(header.has(Wire.TAKEN));
+    moves = header.uint(Wire.SOUGHT);
+    if (isReader() && reliable) {
+      handing.readsFrom(position);
     }
-    return another;
+    acks.repeat(); // a broker that had not finished an earlier open ignored them before
+    acks.flush(false);
+    changed.run();
+  }
+
+  /**
+   * Notes which subscription of its name is open. If it is another than before, or was moved
+   * meanwhile, what was said of it is void; a reader's place is one in another topic then, and it
+   * is over.
+   */
+  private boolean isTheSame(String said) {
+    String before = instance;
+    instance = said.isEmpty() ? before : said;
+    if (before.isEmpty() || before.equals(instance)) {
+      return true;
+    }
+    if (isReader() && handing.reads()) {
+      session.close(number, (answer, body, now) -> {});
+      fail(
+          new IsterException.Refused(
+              "topic-deleted",
+              Action.STOP,
+              "topic %s was deleted and made again".formatted(wanted.topic())));
+      return false;
+    }
+    acks.forget();
+    return true;
   }
 
   private void refused(IsterException said, long now) {
-    IsterException reason = said;
+    boolean again = said.action() == Action.RETRY || said.code().equals(UNKNOWN_HANDLE) && opened;
     if (said.code().equals(OTHER_OPTIONS) && opened && !arguments.isEmpty()) {
       arguments = Map.of(); // somebody changed them meanwhile
-      reason = new IsterException.Refused(said.code(), Action.RETRY, said.getMessage());
+      again = true;
     }
-    boolean busy = reason.code().equals(BUSY);
-    if (reason.action() != Action.RETRY || busy && !opened && !wanted.patient()) {
-      fail(reason);
+    boolean busy = said.code().equals(BUSY);
+    if (!again || busy && !opened && !wanted.patient()) {
+      fail(said);
       return;
     }
-    long wait =
-        busy ? PLACE_RETRY : Session.backOff(failures, Session.BACK_OFF_MIN, Session.BACK_OFF_MAX);
-    failures++;
+    long wait = Session.backOff(failures++, Session.BACK_OFF_MIN, Session.BACK_OFF_MAX);
     phase = Phase.WAITING;
-    trouble = reason;
-    due = now + wait;
-    queue.clear();
-    forget();
+    trouble = said;
+    due = now + (busy ? Math.min(PLACE_RETRY, wait) : wait);
+    acks.forget(); // whoever answers then may not know what was delivered before
+    dropUnseen();
+    changed.run();
+  }
+
+  /** Drops what was not handed out: it comes again, if the broker keeps it. */
+  private void dropUnseen() {
+    handing.clear();
+    if (!acks.silent()) {
+      handing.withhold();
+    }
   }
 
   @Override
@@ -304,7 +326,8 @@ final class Attachment implements Handle {
     }
     phase = Phase.CLOSED;
     error = reason;
-    queue.clear();
+    dropUnseen();
+    acks.forget();
     changed.run();
   }
 
@@ -314,8 +337,8 @@ final class Attachment implements Handle {
     switch (phase) {
       case OPENING, OPEN, WAITING -> {
         phase = Phase.IDLE;
-        queue.clear();
-        confirming = false;
+        dropUnseen();
+        acks.onLost();
       }
       case CLOSING -> fail(new IsterException.Closed("the " + what()));
       default -> {}
@@ -328,8 +351,8 @@ final class Attachment implements Handle {
     if (phase == Phase.WAITING && due <= now && session != null) {
       open();
     }
-    if (ackDue <= now) {
-      flush(false);
+    if (acks.due() <= now) {
+      acks.flush(false);
     }
   }
 
@@ -337,7 +360,7 @@ final class Attachment implements Handle {
   public long deadline() {
     return switch (phase) {
       case WAITING -> due;
-      case OPEN -> ackDue;
+      case OPEN -> acks.due();
       default -> NEVER;
     };
   }
@@ -349,38 +372,48 @@ final class Attachment implements Handle {
     switch (header.type()) {
       case Wire.DELIVER -> {
         if (phase == Phase.OPEN) {
-          queue.add(Delivery.of(header, body));
+          handing.onDelivery(Delivery.of(this, acks.epoch(), now, header, body));
           changed.run();
         }
       }
       case Wire.EVENT -> event(header);
-      case Wire.ERROR -> {
-        IsterException reason = header.error();
-        if (!header.flag(Wire.CLOSED)) {
-          complaint = reason;
-        } else if (phase == Phase.OPEN || phase == Phase.OPENING || phase == Phase.WAITING) {
-          refused(reason, now);
-        }
-        changed.run();
-      }
+      case Wire.ERROR -> error(header, now);
       default -> {}
     }
   }
 
+  private void error(Header header, long now) {
+    IsterException reason = header.error();
+    boolean lives = phase == Phase.OPEN || phase == Phase.OPENING || phase == Phase.WAITING;
+    boolean again = reason.code().equals(UNKNOWN_HANDLE) || reason.action() == Action.RETRY;
+    if (reason.code().equals("not-active")) {
+      return; // acknowledged too late: the consumer that is active now gets the messages again
+    } else if (lives && (header.flag(Wire.CLOSED) || again)) {
+      refused(reason, now);
+    } else {
+      complaint = reason;
+    }
+    changed.run();
+  }
+
   private void event(Header header) {
     String code = header.text(Wire.CODE);
+    String text = header.text(Wire.TEXT);
+    moves = Math.max(moves, header.uint(Wire.SOUGHT));
     switch (code) {
-      case "active" -> standby = false;
-      case "standby" -> standby = true;
+      case "active" -> active = true;
+      case "standby" -> active = false;
+      case "dropped" -> dropped = header.uint(Wire.COUNT);
+      case "log-damaged" -> // nothing more comes until an operator decides: the program must hear
+          // it
+          damage = new IsterException.Refused(code, Action.STOP, text);
       case "sought" -> {
-        for (Delivery each : queue) {
-          used += each.left();
-          usedBytes += each.bytes();
-        }
-        queue.clear();
-        dropAcks();
-        giveBack();
+        begun++;
+        damage = null;
+        acks.onMoved();
+        handing.onSought();
       }
+      case "recalled" -> handing.onRecalled();
       default -> {}
     }
     OptionalLong offset =
@@ -388,248 +421,94 @@ final class Attachment implements Handle {
     if (events.size() == EVENTS_KEPT) {
       events.remove();
     }
-    events.add(
-        new Event(code, wanted.topic(), header.uint(Wire.COUNT), offset, header.text(Wire.TEXT)));
+    events.add(new Event(code, wanted.topic(), header.uint(Wire.COUNT), offset, text));
     changed.run();
   }
 
-  // ---- what the program takes
+  // ---- for its parts
 
-  /** Whether there is a message that may be handed out. */
-  boolean hasNext() {
-    return !queue.isEmpty();
+  @Override
+  public boolean isOpen() {
+    return phase == Phase.OPEN && session != null;
   }
 
-  /** Hands out one message; null where there is none. The program asks at now. */
-  Message nextOne(long now) {
-    Delivery came = queue.peek();
-    if (came == null) {
-      starve(now);
-      return null;
+  @Override
+  public boolean say(Header header) {
+    if (!isOpen()) {
+      return false;
     }
-    Message taken = came.take(this, wanted.topic(), epoch);
-    handedOut(came, 1, taken.offset(), now);
-    return taken;
+    session.emit(header.with(Wire.HANDLE, number));
+    return true;
   }
 
-  /** Hands out up to most messages that came together; empty where there are none. */
-  List<Message> next(int most, long now) {
-    Delivery came = queue.peek();
-    if (came == null) {
-      starve(now);
-      return List.of();
-    }
-    int count = Math.min(most, came.left());
-    List<Message> taken = new ArrayList<>(count);
-    for (int i = 0; i < count; i++) {
-      taken.add(came.take(this, wanted.topic(), epoch));
-    }
-    handedOut(came, count, taken.get(count - 1).offset(), now);
-    return taken;
-  }
-
-  private void handedOut(Delivery came, int count, long last, long now) {
-    if (came.left() == 0) {
-      queue.remove();
-      usedBytes += came.bytes();
-    }
-    used += count;
-    reached = last + 1;
-    moved = true;
-    pace(now);
-  }
-
-  /** The program has nothing to do: all credit goes back, and there may be more of it. */
-  private void starve(long now) {
-    if (wanted.credit() == 0 && used > 0 && used >= window / 2 && now - usedSince < PACE_AIM) {
-      grow();
-    }
-    if (used > 0) {
-      giveBack();
-      usedSince = now;
-    }
-  }
-
-  private void grow() {
-    long most =
-        session == null ? WINDOW_MOST : Math.min(WINDOW_MOST, session.limits().creditMessagesMax());
-    long wider = Math.min(2 * window, most);
-    if (wider > window) {
-      used += wider - window;
-      window = wider;
-    }
-  }
-
-  /**
-   * Gives credit back when half of it is used, and follows the program: as much as it works off in
-   * a moment.
-   */
-  private void pace(long now) {
-    if (used < (window + 1) / 2 && usedBytes < CREDIT_BYTES / 2) {
-      return;
-    }
-    if (wanted.credit() == 0 && used >= (window + 1) / 2) {
-      long took = now - usedSince;
-      if (took < PACE_AIM / 4) {
-        grow();
-      } else if (took > PACE_AIM && window > 2) {
-        long less = window / 2;
-        used -= Math.min(used, window - less);
-        window = less;
-      }
-    }
-    giveBack();
-    usedSince = now;
-  }
-
-  private void giveBack() {
-    if (phase != Phase.OPEN || session == null || used == 0 && usedBytes == 0) {
-      return;
-    }
-    session.emit(
-        new Header(Wire.CREDIT)
-            .with(Wire.HANDLE, number)
-            .with(Wire.MESSAGES, used)
-            .with(Wire.BYTES, usedBytes));
-    used = 0;
-    usedBytes = 0;
-  }
-
-  // ---- acknowledging
-
-  boolean settled() {
-    return pending.isEmpty() && unconfirmed.isEmpty() && until.isEmpty();
-  }
-
-  boolean ackIsDue() {
-    return ackDue != NEVER;
-  }
-
-  void ack(Message message, long now) {
-    if (message.epoch() != epoch) {
-      forgotten = true;
-      return;
-    }
-    pending.add(message.offset());
-    if (ackDue == NEVER) {
-      ackDue = now + ACK_DELAY;
-    }
-  }
-
-  /** Sends what is acknowledged; with confirm, DONE is asked for. */
-  void flush(boolean confirm) {
-    if (phase != Phase.OPEN || session == null) {
-      return;
-    }
-    ackDue = NEVER;
-    Spans fresh = pending;
-    pending = new Spans();
-    unconfirmed.addAll(fresh);
-    boolean ask =
-        (confirm || unconfirmed.size() > CONFIRM_RANGES) && !confirming && !unconfirmed.isEmpty();
-    if (!ask) {
-      sendRanges(Wire.ACK, fresh, 0, null, null);
-      return;
-    }
-    confirming = true;
-    int covered = unconfirmed.size();
-    int coveredUntils = untils;
-    int asked = epoch;
-    long ref =
-        session.expect((answer, body, now) -> onConfirmed(answer, asked, covered, coveredUntils));
-    sendRanges(Wire.ACK, fresh.isEmpty() ? unconfirmed.last() : fresh, ref, null, null);
-  }
-
-  private void onConfirmed(Header answer, int asked, int covered, int coveredUntils) {
-    if (asked != epoch) {
-      return;
-    }
-    confirming = false;
-    int over = covered;
-    if (answer.type() == Wire.ERROR) {
-      IsterException reason = answer.error();
-      if (!reason.code().equals("closed")) {
-        complaint = reason;
-      }
-      over = unconfirmed.size();
-    }
-    if (coveredUntils == untils) {
-      until = OptionalLong.empty();
-    }
-    unconfirmed.drop(over);
-    changed.run();
-  }
-
-  /** Sends what is not known to be written again. */
-  private void repeatAcks() {
-    sendRanges(Wire.ACK, unconfirmed, 0, null, null);
-    sendUntil();
-  }
-
-  private void sendUntil() {
-    if (until.isPresent() && session != null && phase != Phase.CLOSING && phase != Phase.CLOSED) {
-      session.emit(
-          new Header(Wire.ACK_UNTIL)
-              .with(Wire.HANDLE, number)
-              .with(Wire.OFFSET, until.getAsLong()));
-    }
-  }
-
-  /** Splits ranges over several frames; a REF is on the last, whose DONE covers all. */
-  private void sendRanges(int type, Spans spans, long ref, Long delayMs, String reason) {
-    for (int from = 0; from < spans.size(); from += Wire.RANGES_MAX) {
-      Header header =
-          new Header(type)
-              .with(Wire.HANDLE, number)
-              .with(Wire.RANGES, spans.part(from, Wire.RANGES_MAX))
-              .with(Wire.DELAY, (Object) delayMs)
-              .with(Wire.REASON, reason);
-      if (ref != 0 && from + Wire.RANGES_MAX >= spans.size()) {
-        header.with(Wire.REF, ref);
+  @Override
+  public void sayOfMessages(Header header) {
+    if (session != null && phase != Phase.CLOSING && phase != Phase.CLOSED) {
+      header.with(Wire.HANDLE, number);
+      if (moves != 0) {
+        header.with(Wire.SOUGHT, moves);
       }
       session.emit(header);
     }
   }
 
-  private Spans spansOf(List<Message> messages) {
-    Spans found = new Spans();
-    for (Message message : messages) {
-      if (message.epoch() == epoch) {
-        found.add(message.offset());
-      }
+  @Override
+  public long expectLeave() {
+    return isOpen() ? session.expect((answer, body, now) -> onLeave(answer)) : 0;
+  }
+
+  private void onLeave(Header answer) {
+    if (handing.onLeave(answer.uint(Wire.REF), answer.type() == Wire.DONE)) {
+      changed.run();
     }
-    return found;
+  }
+
+  @Override
+  public long expectConfirmed(Acknowledgments.Confirmation what) {
+    return session.expect(
+        (answer, body, now) -> {
+          IsterException told = acks.onConfirmed(what, answer);
+          complaint = told == null ? complaint : told;
+          changed.run();
+        });
+  }
+
+  @Override
+  public void flush() {
+    acks.flush(false);
+  }
+
+  // ---- what the program says
+
+  /** Acknowledges; true where that gathers, and a time to send it is to be set. */
+  boolean ack(Message message) {
+    acks.add(message);
+    return acks.wantsDue();
   }
 
   /** Gives messages back; without a delay the subscription's back-off counts. */
-  void nack(List<Message> messages, Long delayMs, String reason) {
-    flush(false);
-    if (phase == Phase.OPEN && session != null) {
-      sendRanges(Wire.NACK, spansOf(messages), 0, delayMs, reason);
-    }
+  void nack(List<Message> messages, Duration delay, String reason) {
+    int[] letters = reason.codePoints().limit(Wire.REASON_CHARACTERS_MAX).toArray();
+    String told = letters.length == 0 ? null : new String(letters, 0, letters.length);
+    acks.sayOf(Wire.NACK, messages, delay == null ? null : Math.max(0, delay.toMillis()), told);
   }
 
-  void extend(List<Message> messages) {
-    if (phase == Phase.OPEN && session != null) {
-      sendRanges(Wire.EXTEND, spansOf(messages), 0, null, null);
+  /** Lets everything that the program has in hand fail. */
+  void blame(String reason) {
+    if (isOpen() && handing.tells()) {
+      acks.flush(false);
+      int[] letters = reason.codePoints().limit(Wire.REASON_CHARACTERS_MAX).toArray();
+      sayOfMessages(
+          new Header(Wire.NACK)
+              .with(Wire.RANGES, new long[0])
+              .with(Wire.TAKEN, handing.handed())
+              .with(Wire.REASON, new String(letters, 0, letters.length)));
     }
-  }
-
-  void ackUntil(Message message, long now) {
-    if (message.epoch() != epoch) {
-      forgotten = true;
-      return;
-    }
-    flush(false);
-    until = OptionalLong.of(message.offset());
-    untils++;
-    sendUntil();
-    ack(message, now); // the message itself as well: what the next confirmation is about
   }
 
   /** Sends what is acknowledged and says CLOSE. */
   void close() {
-    flush(false);
+    acks.flush(false);
     if (phase == Phase.CLOSED || phase == Phase.CLOSING) {
       return;
     } else if (phase == Phase.IDLE || session == null) {
@@ -637,9 +516,8 @@ final class Attachment implements Handle {
       return;
     }
     phase = Phase.CLOSING;
-    queue.clear();
-    long ref =
-        session.expect((header, body, now) -> fail(new IsterException.Closed("the " + what())));
-    session.emit(new Header(Wire.CLOSE).with(Wire.REF, ref).with(Wire.HANDLE, number));
+    handing.clear();
+    handing.withhold();
+    session.close(number, (header, body, now) -> fail(new IsterException.Closed("the " + what())));
   }
 }

@@ -1,17 +1,51 @@
 package example.ister;
 
 import java.time.Duration;
+import java.util.ArrayList;
+import java.util.LinkedHashMap;
 import java.util.List;
+import java.util.Map;
+import java.util.Optional;
+import java.util.function.BiConsumer;
 
-/** Receives the messages of one subscription. */
+/**
+ * Receives the messages of one subscription, or of the subscriptions of one name of many topics:
+ * see {@link IsterClient#consumer(String, String, ConsumerOptions)}. What is said of messages of a
+ * topic that was deleted meanwhile is passed over.
+ */
 public final class Consumer extends Receiver {
-  Consumer(IsterClient client, Attachment.Wanted wanted) {
-    super(client, wanted);
+  Consumer(IsterClient client, Source source) {
+    super(client, source);
   }
 
   /** Whose messages it receives. */
   public String subscription() {
-    return attachment.wanted().subscription();
+    return source.subscription();
+  }
+
+  /** The topics that it receives from at present, by name. */
+  public List<String> topics() {
+    client.lock();
+    try {
+      return source.feeds().stream().map(Feed::topic).toList();
+    } finally {
+      client.unlock();
+    }
+  }
+
+  /**
+   * Whether this is the active consumer of a failover subscription; empty where the broker has not
+   * said so, and of many topics, each of which has its own: see {@link #events}.
+   */
+  public Optional<Boolean> active() {
+    client.lock();
+    try {
+      return source instanceof Feed feed
+          ? Optional.ofNullable(feed.attachment.active())
+          : Optional.empty();
+    } finally {
+      client.unlock();
+    }
   }
 
   /**
@@ -19,33 +53,28 @@ public final class Consumer extends Receiver {
    * sent within a few milliseconds; {@link #flush} waits until they are written.
    */
   public void ack(Message message) {
-    own(message);
     client.lock();
     try {
-      check();
-      boolean waited = attachment.ackIsDue();
-      attachment.ack(message, client.now());
-      if (!waited) {
-        wake(); // else it looks by itself when they are due
+      Feed feed = source.of(message);
+      if (feed != null) {
+        feed.check();
+        feed.ack(message);
       }
     } finally {
       client.unlock();
     }
   }
 
-  /** Acknowledges messages. */
+  /** Acknowledges messages, of whatever topics. */
   public void ack(List<Message> messages) {
-    own(messages);
     client.lock();
     try {
-      check();
-      boolean waited = attachment.ackIsDue();
-      long now = client.now();
+      check(messages);
       for (Message message : messages) {
-        attachment.ack(message, now);
-      }
-      if (!waited) {
-        wake(); // else it looks by itself when they are due
+        Feed feed = source.of(message);
+        if (feed != null) {
+          feed.ack(message);
+        }
       }
     } finally {
       client.unlock();
@@ -57,8 +86,7 @@ public final class Consumer extends Receiver {
    * failover), or of what this consumer was given.
    */
   public void ackUntil(Message message) {
-    own(message);
-    doing(() -> attachment.ackUntil(message, client.now()));
+    ofEach(List.of(message), (feed, some) -> feed.attachment.acks.addUntil(message));
   }
 
   /** Gives a message back, to be delivered again after the subscription's back-off. */
@@ -78,11 +106,7 @@ public final class Consumer extends Receiver {
    * Gives messages back; a delay of null is the subscription's back-off. The reason is for people.
    */
   public void nack(List<Message> messages, Duration delay, String reason) {
-    own(messages);
-    Long delayMs = delay == null ? null : Math.max(0, delay.toMillis());
-    int[] letters = reason.codePoints().limit(Wire.REASON_CHARACTERS_MAX).toArray();
-    String told = letters.length == 0 ? null : new String(letters, 0, letters.length);
-    doing(() -> attachment.nack(messages, delayMs, told));
+    ofEach(messages, (feed, some) -> feed.attachment.nack(some, delay, reason));
   }
 
   /** Says that a message is still being worked on: its acknowledgment timeout begins anew. */
@@ -92,26 +116,57 @@ public final class Consumer extends Receiver {
 
   /** Says that messages are still being worked on. */
   public void extend(List<Message> messages) {
-    own(messages);
-    doing(() -> attachment.extend(messages));
+    ofEach(messages, (feed, some) -> feed.attachment.acks.sayOf(Wire.EXTEND, some, null, null));
   }
 
-  private void own(List<Message> messages) {
-    messages.forEach(this::own);
-  }
-
-  private void own(Message message) {
-    if (message.owner() != attachment) {
-      throw IsterException.invalid("this message came from another consumer: acknowledge it there");
+  /**
+   * Says that the program has failed: what it has in hand, as a whole, has failed as by {@link
+   * #nack(Message)}. For a program whose work ends by an error of its own; without it the messages
+   * in hand are delivered again at once, and one that is always an error comes again for ever.
+   */
+  public void failed(String reason) {
+    client.lock();
+    try {
+      for (Feed feed : source.feeds()) {
+        feed.attachment.blame(reason);
+        feed.wake();
+      }
+    } finally {
+      client.unlock();
     }
   }
 
-  private void doing(Runnable what) {
+  /** Throws what there is to tell of the topics of messages (lock held). */
+  private void check(List<Message> messages) {
+    Feed last = null;
+    for (Message message : messages) {
+      Feed feed = source.of(message);
+      if (feed != null && feed != last) {
+        feed.check();
+        last = feed;
+      }
+    }
+  }
+
+  private void ofEach(List<Message> messages, BiConsumer<Feed, List<Message>> what) {
     client.lock();
     try {
-      check();
-      what.run();
-      wake();
+      check(messages);
+      Map<Feed, List<Message>> parts = new LinkedHashMap<>();
+      for (Message message : messages) {
+        Feed feed = source.of(message);
+        if (feed != null) {
+          parts.computeIfAbsent(feed, own -> new ArrayList<>()).add(message);
+        }
+      }
+      parts.forEach(
+          (feed, some) -> {
+            what.accept(feed, some);
+            if (feed.attachment.acks.wantsDue()) {
+              feed.attachment.acks.dueAt(client.now() + Acknowledgments.DELAY);
+            }
+            feed.wake();
+          });
     } finally {
       client.unlock();
     }
@@ -132,23 +187,40 @@ public final class Consumer extends Receiver {
    */
   public void flush(Duration most) throws InterruptedException {
     client.until(
-        changed,
+        source.changed(),
         most,
-        () ->
-            "acknowledgments of topic %s were not confirmed%s"
-                .formatted(topic(), Producer.because(attachment.trouble())),
+        () -> "acknowledgments of topic %s were not confirmed%s".formatted(topic(), trouble()),
         now -> {
-          check();
-          if (!attachment.settled()) {
-            attachment.flush(true);
-            wake();
+          source.check();
+          boolean written = true;
+          for (Feed feed : source.feeds()) {
+            if (feed.attachment.phase() != Attachment.Phase.CLOSED) {
+              feed.check();
+              written &= feed.written();
+            }
+          }
+          if (!written) {
             return null;
-          } else if (attachment.takeForgotten()) {
+          }
+          boolean forgotten = false;
+          for (Feed feed : source.feeds()) {
+            forgotten |= feed.attachment.acks.takeForgotten();
+          }
+          if (forgotten) {
             throw new IsterException.ConnectionLost(
                 "the broker forgot what some acknowledgments were about; it delivers those messages again");
           }
           return Boolean.TRUE;
         });
+  }
+
+  private String trouble() {
+    for (Feed feed : source.feeds()) {
+      if (feed.attachment.trouble() != null) {
+        return Producer.because(feed.attachment.trouble());
+      }
+    }
+    return "";
   }
 
   /**
@@ -161,29 +233,30 @@ public final class Consumer extends Receiver {
 
   /**
    * Moves the whole subscription; returns the offset of the next message. Its other consumers are
-   * told.
+   * told. Of a consumer of many topics each subscription is moved by {@link Admin#seek}.
    */
   public long seek(Start to, Duration most) throws InterruptedException {
-    int epoch;
+    int begun;
+    Attachment attachment = alone();
     client.lock();
     try {
-      epoch = attachment.epoch();
-      attachment.flush(false);
-      wake();
+      begun = attachment.begun();
+      attachment.acks.flush(false);
+      ((Feed) source).wake();
     } finally {
       client.unlock();
     }
     long end = client.now() + IsterClient.nanos(most);
     long position = client.admin(most).seek(topic(), subscription(), to);
     client.until(
-        changed,
+        source.changed(),
         Duration.ofNanos(Math.max(0, end - client.now())),
         () -> "the news of the move of %s has not come".formatted(subscription()),
         now -> {
           if (attachment.error() != null) {
             throw attachment.error().again();
           }
-          boolean told = attachment.epoch() != epoch || attachment.phase() != Attachment.Phase.OPEN;
+          boolean told = attachment.begun() != begun || attachment.phase() != Attachment.Phase.OPEN;
           return told || attachment.standby() ? Boolean.TRUE : null;
         });
     return position;

@@ -1,10 +1,14 @@
 package example.ister;
 
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.util.Arrays;
+import java.util.Collections;
 import java.util.Map;
 
 /**
  * The body of one DELIVER. Lengths are checked when it comes; messages are cut out when the program
- * takes them, and their attributes are decoded when it asks for them.
+ * takes them, and their attributes are decoded when it asks for them. Immutable.
  */
 final class Delivery {
   private final byte[] payloads;
@@ -14,38 +18,44 @@ final class Delivery {
   private final byte[] attributes;
   private final int[] attributeEnds;
   private final byte[] times;
-  private final long first;
+  private final Attachment owner;
+  private final String topic;
+  private final int epoch;
+  private final long came;
   private final long[] ranges;
+  private final int[] rangeEnds; // how many messages there are up to the end of each; null for one
   private final long[] timestamps;
   private final int count;
   private final long bytes;
   private final int attempt;
-
-  // where the next message is
-  private int next;
-  private int range;
-  private long inRange;
-  private int run;
-  private long inRun;
+  private final boolean singly;
 
   private Delivery(
+      Attachment owner,
+      int epoch,
+      long came,
+      Header header,
       int count,
       long columns,
       byte[][] body,
-      long first,
       long[] ranges,
-      long[] timestamps,
-      int attempt) {
+      long[] timestamps) {
+    this.owner = owner;
+    topic = owner == null ? "" : owner.wanted().topic();
+    this.epoch = epoch;
+    this.came = came;
     int wanted = 2 + Long.bitCount(columns & 7);
     if (columns < 0 || columns > 7 || body.length != wanted) {
       throw IsterException.malformed(
           "a batch with columns %d has %d body frames".formatted(columns, body.length));
     }
     this.count = count;
-    this.first = first;
     this.ranges = ranges;
+    rangeEnds = ranges.length > 2 ? rangeEnds(ranges) : null;
     this.timestamps = timestamps;
-    this.attempt = attempt;
+    long attempts = header != null && header.has(Wire.ATTEMPT) ? header.uint(Wire.ATTEMPT) : 1;
+    attempt = attempts < 0 ? Integer.MAX_VALUE : (int) Math.min(Integer.MAX_VALUE, attempts);
+    singly = header != null && header.flag(Wire.SINGLY);
     bytes = Batch.sizeOf(body);
     payloads = body[1];
     payloadEnds = ends(body[0], 0, count, body[1].length, "a batch");
@@ -69,7 +79,7 @@ final class Delivery {
    * A DELIVER; throws {@code malformed} or {@code lengths-mismatch} where it does not hold what it
    * says.
    */
-  static Delivery of(Header header, byte[][] body) {
+  static Delivery of(Attachment owner, int epoch, long came, Header header, byte[][] body) {
     long count = header.uint(Wire.COUNT);
     if (count <= 0 || body.length < 2 || body[0].length != 4 * count) {
       throw IsterException.malformed(
@@ -109,10 +119,16 @@ final class Delivery {
       throw IsterException.malformed(
           "a delivery has times for %d of its %d messages".formatted(timed, count));
     }
-    int attempt =
-        header.has(Wire.ATTEMPT) ? (int) Math.min(Integer.MAX_VALUE, header.uint(Wire.ATTEMPT)) : 1;
     return new Delivery(
-        (int) count, header.uint(Wire.COLUMNS), body, first, ranges, timestamps, attempt);
+        owner,
+        epoch,
+        came,
+        header,
+        (int) count,
+        header.uint(Wire.COLUMNS),
+        body,
+        ranges,
+        timestamps);
   }
 
   /** A body alone, as the test vectors have it. */
@@ -123,7 +139,8 @@ final class Delivery {
       throw mismatch("a batch");
     }
     int count = body[0].length / 4;
-    return new Delivery(count, columns, body, 0, new long[] {0, count}, new long[] {count, 0}, 1);
+    return new Delivery(
+        null, 0, 0, null, count, columns, body, new long[] {0, count}, new long[] {count, 0});
   }
 
   private static IsterException mismatch(String what) {
@@ -144,14 +161,10 @@ final class Delivery {
       throw mismatch(what);
     }
     int[] found = new int[count];
+    ByteBuffer.wrap(table, 0, 4 * count).order(ByteOrder.LITTLE_ENDIAN).asIntBuffer().get(found);
     long at = begin;
     for (int i = 0; i < count; i++) {
-      int t = 4 * i;
-      at +=
-          (table[t] & 0xffL)
-              | (table[t + 1] & 0xffL) << 8
-              | (table[t + 2] & 0xffL) << 16
-              | (table[t + 3] & 0xffL) << 24;
+      at += found[i] & 0xffff_ffffL;
       if (at > size) {
         throw mismatch(what);
       }
@@ -163,36 +176,76 @@ final class Delivery {
     return found;
   }
 
-  int count() {
-    return count;
+  private static int[] rangeEnds(long[] ranges) {
+    int[] found = new int[ranges.length / 2];
+    int at = 0;
+    for (int i = 0; i < found.length; i++) {
+      at += (int) (ranges[2 * i + 1] - ranges[2 * i]);
+      found[i] = at;
+    }
+    return found;
   }
 
-  int left() {
-    return count - next;
+  int count() {
+    return count;
   }
 
   long bytes() {
     return bytes;
   }
 
-  /** Cuts the next message out. */
-  Message take(Attachment owner, String topic, int epoch) {
-    if (inRange == ranges[range + 1] - ranges[range]) {
-      range += 2;
-      inRange = 0;
-    }
-    while (inRun == timestamps[run]) {
-      run += 2;
-      inRun = 0;
-    }
-    long offset = ranges[range] + inRange++;
-    inRun++;
-    return new Message(owner, epoch, topic, this, next++, offset, timestamps[run + 1], attempt);
+  /** Whose it is; null for a body alone. */
+  Attachment owner() {
+    return owner;
   }
 
-  /** Where the first message is that was not taken. */
-  long reach() {
-    return first + (ranges[range] - first) + inRange;
+  String topic() {
+    return topic;
+  }
+
+  /** Of which of its owner's epochs it is. */
+  int epoch() {
+    return epoch;
+  }
+
+  /** When it came. */
+  long came() {
+    return came;
+  }
+
+  int attempt() {
+    return attempt;
+  }
+
+  /** Whether its messages are handed out one by one. */
+  boolean singly() {
+    return singly;
+  }
+
+  /** The offset behind its last message. */
+  long end() {
+    return ranges[ranges.length - 1];
+  }
+
+  Message message(int index) {
+    return new Message(this, index, offset(index));
+  }
+
+  private long offset(int index) {
+    if (rangeEnds == null) {
+      return ranges[0] + index;
+    }
+    int range = Arrays.binarySearch(rangeEnds, index + 1);
+    range = range < 0 ? -range - 1 : range;
+    return ranges[2 * range + 1] - (rangeEnds[range] - index);
+  }
+
+  long timestampMs(int index) {
+    int run = 0;
+    for (long end = timestamps[0]; end <= index; end += timestamps[run]) {
+      run += 2;
+    }
+    return timestamps[run + 1];
   }
 
   byte[] payloads() {
@@ -212,9 +265,7 @@ final class Delivery {
       return null;
     }
     int begin = index == 0 ? 4 * count : keyEnds[index - 1];
-    return begin == keyEnds[index]
-        ? null
-        : java.util.Arrays.copyOfRange(keys, begin, keyEnds[index]);
+    return begin == keyEnds[index] ? null : Arrays.copyOfRange(keys, begin, keyEnds[index]);
   }
 
   Map<String, String> attributes(int index) {
@@ -226,16 +277,14 @@ final class Delivery {
     if (begin == end) {
       return Map.of();
     }
-    byte[] packed = java.util.Arrays.copyOfRange(attributes, begin, end);
-    return java.util.Collections.unmodifiableMap(Cbor.texts(Cbor.decode(packed, Cbor.BODY_DEPTH)));
+    byte[] packed = Arrays.copyOfRange(attributes, begin, end);
+    return Collections.unmodifiableMap(Cbor.texts(Cbor.decode(packed, Cbor.BODY_DEPTH)));
   }
 
   long deliverAtMs(int index) {
     if (times == null) {
       return 0;
     }
-    return java.nio.ByteBuffer.wrap(times)
-        .order(java.nio.ByteOrder.LITTLE_ENDIAN)
-        .getLong(8 * index);
+    return ByteBuffer.wrap(times).order(ByteOrder.LITTLE_ENDIAN).getLong(8 * index);
   }
 }

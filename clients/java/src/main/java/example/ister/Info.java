@@ -46,6 +46,11 @@ public final class Info {
     return Boolean.TRUE.equals(members.get(name)) || number(name) == 1;
   }
 
+  /** A member that is a map; an empty one where it is not there. */
+  public Info map(String name) {
+    return members.get(name) instanceof Map<?, ?> map ? of(map) : new Info(Map.of());
+  }
+
   /** A member that is a list of maps; empty where it is not there. */
   public List<Info> list(String name) {
     List<Info> found = new ArrayList<>();

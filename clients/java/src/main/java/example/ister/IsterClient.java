@@ -446,8 +446,9 @@ public final class IsterClient implements AutoCloseable {
     producers.remove(producer);
   }
 
-  void forget(Receiver receiver) {
-    receivers.remove(receiver);
+  /** Whether it was known, and not closed. */
+  boolean forget(Receiver receiver) {
+    return receivers.remove(receiver);
   }
 
   // ---- asking
@@ -480,13 +481,18 @@ public final class IsterClient implements AutoCloseable {
                 + (trouble == null ? "" : ": " + trouble.getMessage());
           });
     } finally {
-      if (!request.answer.isDone()) {
-        lock.lock();
-        try {
-          home.session().withdraw(request);
-        } finally {
-          lock.unlock();
-        }
+      withdraw(request);
+    }
+  }
+
+  /** Nobody waits for an answer any more. */
+  void withdraw(Session.Request request) {
+    if (!request.answer.isDone()) {
+      lock.lock();
+      try {
+        home.session().withdraw(request);
+      } finally {
+        lock.unlock();
       }
     }
   }
@@ -499,6 +505,37 @@ public final class IsterClient implements AutoCloseable {
   /** Topics and subscriptions, asked with a time-out of their own. */
   public Admin admin(Duration most) {
     return new Admin(this, most);
+  }
+
+  /**
+   * The next messages that a subscription has not acknowledged, at most so many, without taking
+   * them; with the client's time-out.
+   */
+  public List<Message> peek(String topic, String subscription, int most)
+      throws InterruptedException {
+    return peek(topic, subscription, most, 0, timeout);
+  }
+
+  /** The same from an offset on, with a time-out of its own. */
+  public List<Message> peek(String topic, String subscription, int most, long from, Duration within)
+      throws InterruptedException {
+    Info told = admin(within).subscription(topic, subscription);
+    if (!told.members().containsKey("pending")) {
+      throw IsterException.invalid(
+          "subscription %s of %s keeps no messages: there is nothing to peek at"
+              .formatted(subscription, topic));
+    }
+    return Peek.of(told).read(this, topic, from, most, message -> true, within);
+  }
+
+  /** What a subscription gave up, asked with the client's time-out. */
+  public DeadLetters deadLetters(String topic, String subscription) {
+    return deadLetters(topic, subscription, timeout);
+  }
+
+  /** What a subscription gave up; each question to the broker has this time. */
+  public DeadLetters deadLetters(String topic, String subscription, Duration most) {
+    return new DeadLetters(this, topic, subscription, most);
   }
 
   // ---- producers, consumers, readers
@@ -530,19 +567,59 @@ public final class IsterClient implements AutoCloseable {
     return consumer(topic, subscription, ConsumerOptions.defaults());
   }
 
-  /** Opens a consumer; a subscription that does not exist is created. */
+  /**
+   * Opens a consumer; a subscription that does not exist is created.
+   *
+   * <p>The topic may be a pattern, like {@code orders/*}: {@code *} stands for one part of a name,
+   * {@code >} at the end for one or more. The consumer receives from every topic that matches, in
+   * turn. Topics that are made later are received from their first message on; those made while the
+   * program was away as well, as long as some topic that matches has the subscription. Dead-letter
+   * topics are left out, and so is every topic whose name ends in {@code .dlq}.
+   */
   public Consumer consumer(String topic, String subscription, ConsumerOptions options)
       throws InterruptedException {
+    Attachment.Wanted wanted = options.wanted(topic, subscription);
+    Duration most = options.timeout().orElse(timeout);
+    if (Following.isPattern(topic)) {
+      PatternFeed feed = new PatternFeed(this, wanted);
+      feed.awaitOpened(most);
+      return add(feed);
+    }
+    Feed feed;
     Consumer made;
     lock.lock();
     try {
-      made = new Consumer(this, options.wanted(topic, subscription));
+      feed = new Feed(this, wanted);
+      made = new Consumer(this, feed);
       receivers.add(made);
     } finally {
       lock.unlock();
     }
-    made.awaitOpened(options.timeout().orElse(timeout));
+    awaitOpened(feed, made, most);
     return made;
+  }
+
+  private Consumer add(PatternFeed feed) {
+    lock.lock();
+    try {
+      Consumer made = new Consumer(this, feed);
+      receivers.add(made);
+      return made;
+    } finally {
+      lock.unlock();
+    }
+  }
+
+  private void awaitOpened(Feed feed, Receiver made, Duration most) throws InterruptedException {
+    boolean done = false;
+    try {
+      feed.awaitOpened(most);
+      done = true;
+    } finally {
+      if (!done) {
+        made.abandon();
+      }
+    }
   }
 
   /** Opens a reader at the earliest message. */
@@ -552,15 +629,17 @@ public final class IsterClient implements AutoCloseable {
 
   /** Opens a reader. */
   public Reader reader(String topic, ReaderOptions options) throws InterruptedException {
+    Feed feed;
     Reader made;
     lock.lock();
     try {
-      made = new Reader(this, options.wanted(topic));
+      feed = new Feed(this, options.wanted(topic));
+      made = new Reader(this, feed);
       receivers.add(made);
     } finally {
       lock.unlock();
     }
-    made.awaitOpened(options.timeout().orElse(timeout));
+    awaitOpened(feed, made, options.timeout().orElse(timeout));
     return made;
   }
 

@@ -11,46 +11,24 @@ import java.util.Optional;
  * One message as it was delivered. What it holds is cut out of the delivery when it is asked for.
  */
 public final class Message {
-  private final Attachment owner;
-  private final int epoch;
-  private final String topic;
   private final Delivery delivery;
   private final int index;
   private final long offset;
-  private final long timestampMs;
-  private final int attempt;
   private byte[] payload;
 
-  Message(
-      Attachment owner,
-      int epoch,
-      String topic,
-      Delivery delivery,
-      int index,
-      long offset,
-      long timestampMs,
-      int attempt) {
-    this.owner = owner;
-    this.epoch = epoch;
-    this.topic = topic;
+  Message(Delivery delivery, int index, long offset) {
     this.delivery = delivery;
     this.index = index;
     this.offset = offset;
-    this.timestampMs = timestampMs;
-    this.attempt = attempt;
   }
 
-  Attachment owner() {
-    return owner;
-  }
-
-  int epoch() {
-    return epoch;
+  Delivery delivery() {
+    return delivery;
   }
 
   /** The topic it was published to. */
   public String topic() {
-    return topic;
+    return delivery.topic();
   }
 
   /** Its position in the topic. */
@@ -100,7 +78,7 @@ public final class Message {
 
   /** When the broker took it. */
   public Instant timestamp() {
-    return Instant.ofEpochMilli(timestampMs);
+    return Instant.ofEpochMilli(delivery.timestampMs(index));
   }
 
   /** The time before which it was not to be delivered, if it has one. */
@@ -111,12 +89,12 @@ public final class Message {
 
   /** How often it was delivered: 1 for the first time. */
   public int attempt() {
-    return attempt;
+    return delivery.attempt();
   }
 
   @Override
   public String toString() {
     int size = delivery.payloadEnd(index) - delivery.payloadBegin(index);
-    return "Message[%s at %d, %d bytes]".formatted(topic, offset, size);
+    return "Message[%s at %d, %d bytes]".formatted(topic(), offset, size);
   }
 }

@@ -68,6 +68,16 @@ public final class Producer implements AutoCloseable {
     return publication.topic();
   }
 
+  /** Whether the topic stores what is sent to it. */
+  public boolean reliable() {
+    client.lock();
+    try {
+      return publication.reliable();
+    } finally {
+      client.unlock();
+    }
+  }
+
   /** The number of the next message; at first, for a name, the one to go on with. */
   public long nextSequence() {
     client.lock();

@@ -537,10 +537,8 @@ final class Publication implements Handle {
       return;
     }
     phase = Phase.CLOSING;
-    long ref =
-        session.expect(
-            (header, body, now) ->
-                fail(new IsterException.Closed("the producer for topic " + topic)));
-    session.emit(new Header(Wire.CLOSE).with(Wire.REF, ref).with(Wire.HANDLE, number));
+    session.close(
+        number,
+        (header, body, now) -> fail(new IsterException.Closed("the producer for topic " + topic)));
   }
 }

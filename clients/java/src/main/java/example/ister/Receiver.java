@@ -5,7 +5,6 @@ import java.util.Iterator;
 import java.util.List;
 import java.util.NoSuchElementException;
 import java.util.Optional;
-import java.util.concurrent.locks.Condition;
 import java.util.stream.Stream;
 import java.util.stream.StreamSupport;
 
@@ -13,60 +12,33 @@ import java.util.stream.StreamSupport;
 public abstract sealed class Receiver implements AutoCloseable, Iterable<Message>
     permits Consumer, Reader {
   final IsterClient client;
-  final Attachment attachment;
-  final Condition changed;
+  final Source source;
 
-  /** Made under the client's lock. */
-  Receiver(IsterClient client, Attachment.Wanted wanted) {
+  Receiver(IsterClient client, Source source) {
     this.client = client;
-    changed = client.newCondition();
-    attachment = client.attach(number -> new Attachment(number, wanted, changed::signalAll));
+    this.source = source;
   }
 
-  void awaitOpened(Duration most) throws InterruptedException {
-    boolean done = false;
-    try {
-      client.until(
-          changed,
-          most,
-          () ->
-              "the %s of topic %s was not opened%s"
-                  .formatted(attachment.what(), topic(), Producer.because(attachment.trouble())),
-          now -> {
-            if (attachment.error() != null) {
-              throw attachment.error().again();
-            }
-            return attachment.opened() ? Boolean.TRUE : null;
-          });
-      done = true;
-    } catch (IsterException.Timeout over) {
-      IsterException trouble = attachment.trouble();
-      if (trouble != null && trouble.code().equals(Attachment.BUSY)) {
-        throw trouble.again();
-      }
-      throw over;
-    } finally {
-      if (!done) {
-        abandon();
-      }
-    }
-  }
-
-  /** Whose messages it receives. */
+  /** Whose messages it receives; of a consumer of many topics, the pattern. */
   public String topic() {
-    return attachment.wanted().topic();
+    return source.topic();
   }
 
   /**
-   * Where it stood when it was opened last. What lies below and is not acknowledged comes again.
+   * Where it stood when it was opened last. What lies below and is not acknowledged comes again. A
+   * consumer of many topics stands nowhere: {@code invalid-argument}.
    */
   public long position() {
-    client.lock();
-    try {
-      return attachment.position();
-    } finally {
-      client.unlock();
+    return alone().position();
+  }
+
+  /** The conversation about its one topic. */
+  Attachment alone() {
+    if (source instanceof Feed feed) {
+      return feed.attachment;
     }
+    throw IsterException.invalid(
+        "a consumer of many topics stands at no one offset: each message has its own");
   }
 
   /**
@@ -75,7 +47,20 @@ public abstract sealed class Receiver implements AutoCloseable, Iterable<Message
   public List<Event> events() {
     client.lock();
     try {
-      return attachment.takeEvents();
+      return source.events();
+    } finally {
+      client.unlock();
+    }
+  }
+
+  /**
+   * How many messages non-reliable topics have dropped here, because this program was too slow, of
+   * the topics that it receives from now.
+   */
+  public long dropped() {
+    client.lock();
+    try {
+      return source.feeds().stream().mapToLong(feed -> feed.attachment.dropped()).sum();
     } finally {
       client.unlock();
     }
@@ -84,57 +69,64 @@ public abstract sealed class Receiver implements AutoCloseable, Iterable<Message
   /** The next message; waits for it for as long as it takes. */
   public Message receive() throws InterruptedException {
     Message ready = ready();
-    return ready != null ? ready : take(1, null).get(0);
+    return ready != null ? ready : await(null);
   }
 
   /** The next message, or none if the time is over. */
   public Optional<Message> receive(Duration most) throws InterruptedException {
     Message ready = ready();
-    if (ready != null) {
-      return Optional.of(ready);
+    try {
+      return Optional.of(ready != null ? ready : await(most));
+    } catch (IsterException.Timeout over) {
+      return Optional.empty();
     }
-    List<Message> taken = receiveBatch(1, most);
-    return taken.isEmpty() ? Optional.empty() : Optional.of(taken.get(0));
   }
 
   /** Messages that came together, at least one and at most so many; none if the time is over. */
   public List<Message> receiveBatch(int atMost, Duration most) throws InterruptedException {
+    int wanted = Math.max(1, atMost);
     try {
-      return take(Math.max(1, atMost), most);
+      return client.until(
+          source.changed(),
+          most,
+          this::nothingCame,
+          now -> {
+            List<Message> taken = source.some(wanted, now);
+            if (taken.isEmpty()) {
+              source.check();
+              return null;
+            }
+            return taken;
+          });
     } catch (IsterException.Timeout over) {
       return List.of();
     }
   }
 
-  /** The next message if there is one already. */
+  /** A message of those that were handed to the program already; null where there is none. */
   private Message ready() throws InterruptedException {
-    client.lockInterruptibly();
-    try {
-      if (!attachment.hasNext()) {
-        return null;
-      }
-      Message taken = attachment.nextOne(client.now());
-      wakeIfToSay();
-      return taken;
-    } finally {
-      client.unlock();
+    if (Thread.interrupted()) {
+      throw new InterruptedException();
     }
+    return source.current().take();
   }
 
-  private List<Message> take(int atMost, Duration most) throws InterruptedException {
+  private Message await(Duration most) throws InterruptedException {
     return client.until(
-        changed,
+        source.changed(),
         most,
-        () -> "no message from topic " + topic(),
+        this::nothingCame,
         now -> {
-          List<Message> taken = attachment.next(atMost, now);
-          wakeIfToSay();
-          if (!taken.isEmpty()) {
-            return taken;
+          Message taken = source.one(now);
+          if (taken == null) {
+            source.check();
           }
-          check();
-          return null;
+          return taken;
         });
+  }
+
+  private String nothingCame() {
+    return "no message from topic " + topic();
   }
 
   /**
@@ -163,7 +155,7 @@ public abstract sealed class Receiver implements AutoCloseable, Iterable<Message
       @Override
       public Message next() {
         if (!hasNext()) {
-          throw new NoSuchElementException("the " + attachment.what() + " is closed");
+          throw new NoSuchElementException("the " + source.what() + " is closed");
         }
         Message taken = next;
         next = null;
@@ -177,30 +169,6 @@ public abstract sealed class Receiver implements AutoCloseable, Iterable<Message
     return StreamSupport.stream(spliterator(), false);
   }
 
-  /** Throws what there is to tell (lock held). */
-  void check() {
-    if (attachment.error() != null) {
-      throw attachment.error().again();
-    }
-    IsterException complaint = attachment.takeComplaint();
-    if (complaint != null) {
-      throw complaint.again();
-    } else if (attachment.phase() == Attachment.Phase.CLOSING) {
-      throw new IsterException.Closed("the " + attachment.what());
-    }
-  }
-
-  void wake() {
-    client.connectionOf(attachment).wake();
-  }
-
-  private void wakeIfToSay() {
-    Connection at = client.connectionOf(attachment);
-    if (at.session().hasSomethingToSay()) {
-      at.wake();
-    }
-  }
-
   /** Closes with the client's time-out. */
   @Override
   public void close() {
@@ -211,43 +179,22 @@ public abstract sealed class Receiver implements AutoCloseable, Iterable<Message
   public void close(Duration most) {
     client.lock();
     try {
-      if (attachment.phase() == Attachment.Phase.CLOSED || client.isClosed()) {
-        client.forget(this);
+      boolean over = !client.forget(this) || client.isClosed();
+      if (over) {
         return;
       }
     } finally {
       client.unlock();
     }
-    try {
-      client.until(
-          changed,
-          most,
-          () -> "the broker did not confirm the close of the " + attachment.what(),
-          now -> {
-            // without a connection, acknowledgments wait for the next one; with one, CLOSE carries
-            // them along
-            if (attachment.phase() == Attachment.Phase.OPEN || attachment.settled()) {
-              attachment.close();
-              wake();
-            }
-            return attachment.phase() == Attachment.Phase.CLOSED ? Boolean.TRUE : null;
-          });
-    } catch (InterruptedException stopped) {
-      Thread.currentThread().interrupt();
-      throw new IsterException.Interrupted(stopped);
-    } finally {
-      abandon();
-    }
+    source.close(most);
   }
 
   /** Ends it without waiting. */
   void abandon() {
     client.lock();
     try {
-      attachment.close();
-      attachment.fail(new IsterException.Closed("the " + attachment.what()));
-      client.detach(attachment);
       client.forget(this);
+      source.abandon();
     } finally {
       client.unlock();
     }

@@ -5,8 +5,10 @@ import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.Iterator;
 import java.util.LinkedHashMap;
+import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
+import java.util.Set;
 import java.util.concurrent.CompletableFuture;
 
 /**
@@ -72,6 +74,11 @@ final class Session {
       return resent;
     }
 
+    /** Whether it was answered that it could not be done yet: it may have been done after that. */
+    boolean retried() {
+      return trouble != null;
+    }
+
     /** Why it is being asked again, if it is. */
     IsterException trouble() {
       return trouble;
@@ -92,7 +99,12 @@ final class Session {
   private final Map<Long, Answer> answers = new HashMap<>();
   private final List<Request> waiting = new ArrayList<>();
   private final Map<Long, Request> asked = new LinkedHashMap<>();
-  private final List<Long> orphans = new ArrayList<>(); // closed without a connection
+
+  /** Handles that are over here, and that a resumed session still holds: they are closed there. */
+  private final Set<Long> orphans = new LinkedHashSet<>();
+
+  private final Map<Long, Long> closes =
+      new HashMap<>(); // by REF: handles whose CLOSE is on its way
   private long greeted;
   private long spoke;
   private long heard;
@@ -175,6 +187,18 @@ final class Session {
     return handles.remove(handle.number(), handle);
   }
 
+  /** Says CLOSE; where its answer is lost with the connection, it is said again over the next. */
+  void close(long handle, Answer then) {
+    long ref =
+        expect(
+            (header, body, now) -> {
+              closes.remove(header.uint(Wire.REF));
+              then.take(header, body, now);
+            });
+    closes.put(ref, handle);
+    emit(new Header(Wire.CLOSE).with(Wire.REF, ref).with(Wire.HANDLE, handle));
+  }
+
   /** A handle is over here. Without a connection its CLOSE waits until the session is resumed. */
   void leave(Handle handle) {
     if (detach(handle) && phase != Phase.READY && phase != Phase.ENDED && secret != null) {
@@ -220,6 +244,8 @@ final class Session {
       waiting.add(request);
     }
     asked.clear();
+    orphans.addAll(closes.values());
+    closes.clear();
     for (Handle handle : List.copyOf(handles.values())) {
       handle.onLost(reason);
     }
@@ -431,11 +457,9 @@ final class Session {
     listener.welcomed();
     sendRequests(now);
     boolean resumed = header.flag(Wire.RESUMED);
-    for (long orphan : resumed ? orphans : List.<Long>of()) {
-      long ref = expect((answer, body, when) -> {});
-      emit(new Header(Wire.CLOSE).with(Wire.REF, ref).with(Wire.HANDLE, orphan));
-    }
+    List<Long> left = resumed ? List.copyOf(orphans) : List.of();
     orphans.clear();
+    left.forEach(orphan -> close(orphan, (answer, body, when) -> {}));
     for (Handle handle : List.copyOf(handles.values())) {
       handle.onReady(this, resumed, now);
     }

@@ -4,7 +4,7 @@ import java.util.Arrays;
 
 /** Half-open ranges of offsets, flat: first, end, first, end, ... */
 final class Spans {
-  private long[] flat = new long[16];
+  private long[] flat = new long[4];
   private int used;
 
   void add(long offset) {
@@ -48,6 +48,11 @@ final class Spans {
     int gone = Math.min(used, 2 * ranges);
     System.arraycopy(flat, gone, flat, 0, used - gone);
     used -= gone;
+  }
+
+  /** Drops the last so many ranges. */
+  void dropLast(int ranges) {
+    used -= Math.min(used, 2 * ranges);
   }
 
   Spans last() {

@@ -48,6 +48,16 @@ public final class SubscriptionOptions extends Options<SubscriptionOptions> {
     return set("dead_letter_topic", topic);
   }
 
+  /** Of a non-reliable topic: how many messages, and bytes, may wait for consumers. */
+  public SubscriptionOptions buffer(long messages, long bytes) {
+    return set("buffer_messages_max", (Object) messages).set("buffer_bytes_max", (Object) bytes);
+  }
+
+  /** Of a non-reliable topic: what goes when that is full, {@code oldest} or {@code newest}. */
+  public SubscriptionOptions drop(String which) {
+    return set("drop", which);
+  }
+
   /** Whether nothing is delivered. */
   public SubscriptionOptions paused(boolean paused) {
     return set("paused", paused ? 1 : 0);

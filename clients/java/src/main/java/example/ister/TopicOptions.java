@@ -43,6 +43,16 @@ public final class TopicOptions extends Options<TopicOptions> {
     return set("retention_bytes", (Object) bytes);
   }
 
+  /** Whether only what some subscription has not acknowledged is kept. */
+  public TopicOptions retentionAcknowledged(boolean only) {
+    return set("retention_acknowledged", (Object) (only ? 1 : 0));
+  }
+
+  /** Whether it takes dead letters: patterns do not follow it. */
+  public TopicOptions deadLetters(boolean takes) {
+    return set("dead_letters", (Object) (takes ? 1 : 0));
+  }
+
   /** What is older counts as acknowledged. */
   public TopicOptions messageTtl(Duration time) {
     return set("message_ttl_ms", time);

@@ -20,6 +20,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Optional;
+import java.util.OptionalLong;
 import java.util.Set;
 import java.util.concurrent.CompletionException;
 import java.util.concurrent.ExecutionException;
@@ -63,7 +64,10 @@ final class Driver {
           "cancel",
           "drop",
           "codec",
-          "bench");
+          "bench",
+          "patterns",
+          "dead-letters",
+          "taken");
   private static final Set<String> NO_OPTIONS =
       Set.of("topic", "subscription", "type", "start", "to", "action");
   private static final HexFormat HEX = HexFormat.of();
@@ -90,6 +94,9 @@ final class Driver {
       return new Unfit("driver-failed", "stop", "nothing has the name " + name);
     }
   }
+
+  /** Of a message. */
+  private record Place(String topic, long offset) {}
 
   /** A command and its arguments. */
   private record Command(Map<String, Object> all) {
@@ -135,7 +142,7 @@ final class Driver {
   private final Map<String, Receiver> consumers = new HashMap<>();
   private final Map<String, Receipt> receipts = new HashMap<>();
   private final Map<String, IsterClient> clientOf = new HashMap<>();
-  private final Map<String, Map<Long, Message>> held = new HashMap<>();
+  private final Map<String, Map<Place, Message>> held = new HashMap<>();
   private final Map<String, IsterException> late = new HashMap<>();
   private final ScheduledExecutorService timer =
       Executors.newSingleThreadScheduledExecutor(
@@ -408,7 +415,11 @@ final class Driver {
         consumers.put(command.text("consumer"), opened);
         clientOf.put(command.text("consumer"), client);
         held.put(command.text("consumer"), new HashMap<>());
-        return Map.of("position", opened.position());
+        Map<String, Object> where = new HashMap<>();
+        where.put("position", Following.isPattern(opened.topic()) ? null : opened.position());
+        return where;
+      case "letters", "redrive", "purge":
+        return letters(what, command, client);
       case "request":
         Message reply = client.request(command.text("topic"), outgoing(command), command.timeout());
         return Map.of("message", shown(reply));
@@ -500,6 +511,40 @@ final class Driver {
     }
   }
 
+  private static Map<String, Object> letters(String what, Command command, IsterClient client)
+      throws InterruptedException {
+    String topic = command.text("topic");
+    DeadLetters letters =
+        client.deadLetters(topic, command.text("subscription"), command.timeout());
+    int most = (int) command.number("max", what.equals("letters") ? 100 : Integer.MAX_VALUE);
+    if (what.equals("purge")) {
+      return Map.of("messages", letters.purge(most));
+    } else if (what.equals("redrive")) {
+      String to = command.has("to") ? command.text("to") : topic;
+      List<Long> offsets =
+          command.list("offsets").stream().map(each -> ((Number) each).longValue()).toList();
+      return Map.of(
+          "messages",
+          command.has("offsets") ? letters.redrive(offsets, to) : letters.redrive(most, to));
+    }
+    List<Object> told = new ArrayList<>();
+    for (DeadLetter letter : letters.list(most)) {
+      Map<String, Object> each = new LinkedHashMap<>();
+      each.put("offset", letter.offset());
+      each.put("payload", HEX.formatHex(letter.payload()));
+      each.put("key", letter.key().map(HEX::formatHex).orElse(null));
+      each.put("attributes", letter.attributes());
+      each.put("topic", letter.topic());
+      each.put("subscription", letter.subscription());
+      OptionalLong origin = letter.originOffset();
+      each.put("origin_offset", origin.isPresent() ? origin.getAsLong() : null);
+      each.put("attempts", letter.attempts());
+      each.put("reason", letter.reason());
+      told.add(each);
+    }
+    return Map.of("letters", told);
+  }
+
   // ---- receiving
 
   private static Map<String, Object> shown(Message message) {
@@ -534,13 +579,14 @@ final class Driver {
     }
     Consumer consumer = (Consumer) receiver;
     List<Message> messages = new ArrayList<>();
-    Map<Long, Message> mine = held.get(name);
+    Map<Place, Message> mine = held.get(name);
+    String topic = command.has("topic") ? command.text("topic") : consumer.topic();
     List<?> offsets =
         what.equals("ack_until") || what.equals("reply")
             ? List.of(command.number("offset", 0))
             : command.list("offsets");
     for (Object offset : offsets) {
-      Message message = mine.get(((Number) offset).longValue());
+      Message message = mine.get(new Place(topic, ((Number) offset).longValue()));
       if (message == null) {
         throw Unfit.name("offset " + offset);
       }
@@ -548,11 +594,11 @@ final class Driver {
     }
     switch (what) {
       case "ack":
-        messages.forEach(message -> mine.remove(message.offset()));
+        messages.forEach(message -> mine.remove(placeOf(message)));
         consumer.ack(messages);
         return Map.of();
       case "nack":
-        messages.forEach(message -> mine.remove(message.offset()));
+        messages.forEach(message -> mine.remove(placeOf(message)));
         Duration delay =
             command.has("delay_ms") ? Duration.ofMillis(command.number("delay_ms", 0)) : null;
         consumer.nack(messages, delay, command.text("reason"));
@@ -561,7 +607,8 @@ final class Driver {
         consumer.extend(messages);
         return Map.of();
       case "ack_until":
-        mine.keySet().removeIf(offset -> offset <= command.number("offset", 0));
+        long last = command.number("offset", 0);
+        mine.keySet().removeIf(each -> each.topic().equals(topic) && each.offset() <= last);
         consumer.ackUntil(messages.get(0));
         return Map.of();
       case "seek":
@@ -572,6 +619,10 @@ final class Driver {
       default:
         throw Unfit.unknown();
     }
+  }
+
+  private static Place placeOf(Message message) {
+    return new Place(message.topic(), message.offset());
   }
 
   private Map<String, Object> receive(String name, Command command, Receiver receiver)
@@ -592,7 +643,7 @@ final class Driver {
                 ? receiver.receiveBatch(most, left)
                 : receiver.receive(left).map(List::of).orElse(List.of());
         for (Message message : came) {
-          held.get(name).put(message.offset(), message);
+          held.get(name).put(placeOf(message), message);
           taken.add(shown(message));
         }
         again = !came.isEmpty() && !command.flag("batch");
@@ -721,8 +772,8 @@ final class Driver {
 
   private static List<Object> cut(Delivery delivery) {
     List<Object> told = new ArrayList<>();
-    while (delivery.left() > 0) {
-      Message message = delivery.take(null, "", 0);
+    for (int i = 0; i < delivery.count(); i++) {
+      Message message = delivery.message(i);
       Map<String, Object> each = new LinkedHashMap<>();
       each.put("payload", HEX.formatHex(message.payload()));
       message.key().ifPresent(key -> each.put("key", HEX.formatHex(key)));

@@ -119,16 +119,23 @@ final class Talk implements Session.Listener {
   }
 
   void deliver(long first, String... payloads) {
+    deliver(first, false, payloads);
+  }
+
+  void deliver(long first, boolean singly, String... payloads) {
     Batch batch = new Batch();
     for (String payload : payloads) {
       batch.add(OutgoingMessage.of(payload));
     }
-    hear(
+    Header header =
         new Header(Wire.DELIVER)
             .with(Wire.HANDLE, 2L)
             .with(Wire.OFFSET, first)
             .with(Wire.COUNT, (long) payloads.length)
-            .with(Wire.TIMESTAMPS, new long[] {payloads.length, 5}),
-        batch.body(false));
+            .with(Wire.TIMESTAMPS, new long[] {payloads.length, 5});
+    if (singly) {
+      header.with(Wire.SINGLY, true);
+    }
+    hear(header, batch.body(false));
   }
 }

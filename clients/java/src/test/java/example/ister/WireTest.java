@@ -82,7 +82,7 @@ class WireTest {
             .deliverAt(Instant.ofEpochMilli(7))
             .build());
     Delivery delivery = Delivery.of(batch.columns(), batch.body(false));
-    List<Message> found = List.of(take(delivery), take(delivery), take(delivery));
+    List<Message> found = List.of(take(delivery, 0), take(delivery, 1), take(delivery, 2));
     assertEquals(List.of("a", "", "c"), found.stream().map(Message::text).toList());
     assertArrayEquals(new byte[] {'k'}, found.get(0).key().orElseThrow());
     assertTrue(found.get(2).key().isEmpty());
@@ -93,8 +93,8 @@ class WireTest {
     assertEquals("c", new String(new byte[] {found.get(2).payloadBuffer().get()}));
   }
 
-  private static Message take(Delivery delivery) {
-    return delivery.take(null, "", 0);
+  private static Message take(Delivery delivery, int index) {
+    return delivery.message(index);
   }
 
   @Test
@@ -116,7 +116,7 @@ class WireTest {
   void attributesThatAreNoneFailTheMessageAlone() {
     byte[] column = HEX.parseHex("02000000" + "a101");
     byte[][] body = {HEX.parseHex("01000000"), {'x'}, column};
-    Message message = take(Delivery.of(Wire.ATTRIBUTE_COLUMN, body));
+    Message message = take(Delivery.of(Wire.ATTRIBUTE_COLUMN, body), 0);
     assertEquals("x", message.text());
     assertEquals("malformed", assertThrows(IsterException.class, message::attributes).code());
   }
