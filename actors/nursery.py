@@ -28,6 +28,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, NoReturn
 
+from ister.actors.envelope import check_messages
 from ister.actors.process import EXIT_FAILED, Birth, child_main, die_with_parent, name_process
 from ister.actors.spawning import Child, Spawner
 
@@ -60,6 +61,7 @@ class Nursery:
         ends, life = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
+        check_messages()  # every process would build the same tables
         # Objects that no collection looks at stay on pages that all processes share.
         gc.collect()
         gc.freeze()

@@ -22,7 +22,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from ister.actors.cloud_seals import CloudSeals
 from ister.actors.commits import Commits
@@ -59,7 +59,7 @@ from ister.actors.messages import (
     Verify,
     WhoSubscribes,
 )
-from ister.actors.runtime import Ref, System, receives
+from ister.actors.runtime import Ref, System, Timer, receives
 from ister.actors.sealing import Sealing
 from ister.actors.store_link import StoreLink
 from ister.actors.topic import Topic
@@ -73,6 +73,9 @@ from ister.transport.gateway import Gateway
 from ister.wire import encode_result
 
 log = logging.getLogger("ister.topic")
+
+# A topic that has nothing to do is looked after this often all the same: clocks are set, and mail is lost.
+LOOK_S_MAX: Final = 30.0
 
 
 class ReliableTopic(Topic):
@@ -113,7 +116,7 @@ class ReliableTopic(Topic):
             erase=erase,
             commits=commits,
             is_held=lambda wal: self._upkeep.trimming is wal,
-            on_committed=self._link.committed,
+            on_committed=self._committed,
         )
         self._seals: CloudSeals | None = None
         if cloud:  # everything is sealed soon, so that it is uploaded and its receipts can be sent
@@ -136,11 +139,13 @@ class ReliableTopic(Topic):
         self._told_end = 0  # up to where the watchers know the log to be durable
         self._repairs = 0  # how often operators decided to skip damage
         self._acknowledged: int | None = None  # the offset below which all subscriptions are done
+        self._look: Timer | None = None  # when the topic is looked after next
+        self._rests = False  # it has nothing to do for longer than usual
 
     def on_start(self) -> None:
         """Open the log (in the worker's loop); if it cannot be opened, those that ask are told."""
         self._log.open()
-        self.call_later(SEAL_CHECK_S, self._seal_check)
+        self._look = self.call_later(SEAL_CHECK_S, self._look_after)
 
     def on_stop(self) -> None:
         """Write out what was appended, and close the log."""
@@ -163,6 +168,7 @@ class ReliableTopic(Topic):
         self._told_end = self._reached(wal)
         for watcher in self.watchers.refs.values():
             self._tell_attached(watcher, wal)
+        self._look_soon()
         self._log.prepare_spare()
         self._link.committed(
             wal
@@ -267,6 +273,7 @@ class ReliableTopic(Topic):
     def on_node_started(self, started: NodeStarted) -> None:
         """Tell a tier that was restarted what is sealed."""
         self._link.node_started(started.node, self._log.wal)
+        self._look_soon()
 
     @receives(Uploaded)
     def on_uploaded(self, command: Uploaded) -> None:
@@ -274,6 +281,7 @@ class ReliableTopic(Topic):
         wal, store = self._log.wal, self._link.view
         before = self._begins(wal) if wal is not None and store.known else None
         store.uploaded(command)
+        self._look_soon()
         if self._seals is not None:
             self._seals.stored()
         self._link.answer_fenced(fenced=False)
@@ -352,11 +360,28 @@ class ReliableTopic(Topic):
 
     # ---- upkeep -------------------------------------------------------------------------------------------------
 
-    def _seal_check(self) -> None:
-        self.call_later(SEAL_CHECK_S, self._seal_check)
+    def _look_after(self) -> None:
+        """Do what is due, and come back: of thousands of topics most have nothing to do for long."""
         self._check_retention()
         self._link.tell_again(self._log.wal)
-        self._log.look_after()
+        wait_s = self._log.look_after()
+        if self._upkeep.retention or not self._link.settled or self._upkeep.trimming is not None:
+            wait_s = 0.0
+        wait_s = min(max(wait_s, SEAL_CHECK_S), LOOK_S_MAX)
+        self._rests = wait_s > SEAL_CHECK_S
+        self._look = self.call_later(wait_s, self._look_after)
+
+    def _look_soon(self) -> None:
+        """Come back sooner: something has changed."""
+        if self._rests:
+            self._rests = False
+            if self._look is not None:
+                self._look.cancel()
+            self._look = self.call_later(SEAL_CHECK_S, self._look_after)
+
+    def _committed(self, wal: Wal) -> None:
+        self._link.committed(wal)
+        self._look_soon()
 
     def _check_retention(self) -> None:
         """Drop what retention allows; if acknowledgments count, first ask which subscriptions there are."""
@@ -440,6 +465,7 @@ class ReliableTopic(Topic):
         self.take_settings(command.topic)
         for part in (self._upkeep, self._intake, self._link):
             part.go_by(command.topic)
+        self._look_soon()
         self.system.at(command.reply).tell(Answer(command.ticket, encode_result({})))
 
     @property

@@ -63,6 +63,12 @@ class StoreLink:
         missing = lost_by_log(wal.damaged, (*wal.sealed(), *wal.set_aside())) if wal.damaged else ()
         self._uploader.tell(Sealed(self._meta, news.sealed, self._host.address, news.damaged, missing))
 
+    @property
+    def settled(self) -> bool:
+        """Whether the tier has answered to everything that it was told."""
+        unknown = self._meta.durability == "cloud" and not self.view.known
+        return not unknown and self.view.has_all_told and self._meta.settings == self._retain_told
+
     def tell_again(self, wal: Wal | None) -> None:
         """Tell the tier again what it should have uploaded long ago."""
         now_s, view = self._host.clock.monotonic(), self.view

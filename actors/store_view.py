@@ -114,6 +114,11 @@ class StoreView:
         """Note that the Uploader was restarted: what the store does not have is news to it."""
         self._told = self.watermark
 
+    @property
+    def has_all_told(self) -> bool:
+        """Whether the store has all segments of which the Uploader was told."""
+        return self._told <= self.watermark
+
     def waits_too_long(self, now_s: float) -> bool:
         """Return whether the watermark has not moved for so long that the Uploader is to be told again."""
         if self._seen[0] != self.watermark:

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from ister.actors.runtime import LoopActor
+from ister.actors.runtime import LoopActor, Timer
 from ister.actors.store_writer import StoreWriter
 from ister.actors.stored_history import StoredHistory
 from ister.actors.stored_settings import StoredSettings
@@ -25,6 +25,7 @@ from ister.words import counted
 log = logging.getLogger("ister.uploader")
 
 TRIM_CHECK_S: Final = 5.0  # seconds; how late the store's history may be trimmed
+LOOK_S_MAX: Final = 60.0  # seconds; how often a topic without retention is looked at all the same
 TRIM_AGAIN_S: Final = 60.0  # seconds between two trims
 
 
@@ -50,18 +51,28 @@ class StoredRetention:
         self._trimming = False
         self._trimmed_once = False  # whether a trim has removed what earlier writers left
         self._again_s = 0.0
+        self._look: Timer | None = None
+        self._rests = False  # nothing is ever trimmed
         self._due = False  # a trim is due once the Directory has answered with the settings
 
     def begin(self) -> None:
         """Check periodically what may be trimmed."""
-        self._host.call_later(TRIM_CHECK_S, self._round)
+        self._look = self._host.call_later(TRIM_CHECK_S, self._round)
+
+    def look_soon(self) -> None:
+        """Check soon: the settings may have changed."""
+        if self._rests and self._look is not None:
+            self._rests = False
+            self._look.cancel()
+            self._look = self._host.call_later(TRIM_CHECK_S, self._round)
 
     def claimed(self, history: StoredHistory) -> None:
         """Use the history of a claimed topic."""
         self._history = history
 
     def _round(self) -> None:
-        self._host.call_later(TRIM_CHECK_S, self._round)
+        self._rests = not retention_of(self._writer.topic)
+        self._look = self._host.call_later(LOOK_S_MAX if self._rests else TRIM_CHECK_S, self._round)
         history = self._history
         if history is None or self._host.clock.monotonic() < self._again_s:
             return

@@ -12,6 +12,7 @@ Invariants
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol
@@ -265,12 +266,24 @@ class TopicLog:
 
     # ---- sealing and resting ------------------------------------------------------------------------------------
 
-    def look_after(self) -> None:
-        """Seal a segment that is old enough, and free resources if nothing arrived."""
+    def look_after(self) -> float:
+        """Seal a segment that is old enough, and free resources if nothing arrived.
+
+        Return in how many seconds there may be something to do again, if nothing is appended until then.
+        """
         wal = self.wal
         if wal is not None and (self._filled_for_long(wal) or wal.seal_due(self._host.clock.time_ms())):
             self.seal()
+            return 0.0
         self._rest()
+        return 0.0 if self.wal is None or not self.wal.at_rest else self._seals_in(self.wal)
+
+    def _seals_in(self, wal: Wal) -> float:
+        """Return in how many seconds the segment that is being written is to be sealed; without one never."""
+        if wal.next_offset == wal.sealed_end:
+            return math.inf
+        now_s = self._host.clock.monotonic()
+        return self._filling[1] + wal.settings.segment_age_ms_max / 1000 - now_s
 
     def _filled_for_long(self, wal: Wal) -> bool:
         """Return whether the segment that is being written is old enough, even if the wall clock was set."""

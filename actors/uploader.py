@@ -249,6 +249,7 @@ class Uploader(LoopActor):
             self.stop()
             return
         self.writer.topic, self._governed = command.topic, True
+        self._retention.look_soon()
         if command.reply is not None:
             self._settings.ask(command.reply, command.ticket)
         self._cursors.catalogue_has(command.subscriptions)

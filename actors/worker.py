@@ -177,6 +177,7 @@ class Worker:
         """Free what is not needed any more, periodically."""
         self._context.loop.call_later(KEEP_UP_S, self.keep_up)
         self._maps.drop_deleted()
+        self._maps.rest()
         self._kept_up += 1
         if self._kept_up % IDLE_FILES_EACH == 0:
             self._disk.files.rest_idle()

@@ -10,6 +10,7 @@ May touch: only the memory it is given.
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,12 @@ class Checked:
     def __init__(self, view: memoryview) -> None:
         self.view = view
         self._address = address_of(view) if _crc32c_at is not None and len(view) else None
+
+    def give_back(self) -> None:
+        """Unmap its pages, if it is a map of a file: they stay in the page cache, and come back when they are read."""
+        owner = self.view.obj
+        if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            owner.madvise(mmap.MADV_DONTNEED)
 
     def crc32c(self, start: int, end: int, seed: int) -> int:
         """Return the CRC32C of `view[start:end]`, continuing from `seed`.

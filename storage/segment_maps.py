@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections import OrderedDict
+from itertools import islice
 from typing import Final
 
 from ister.storage.disk import Disk
@@ -28,6 +29,8 @@ from ister.storage.segment import (
 
 # Readers near the end of the log share a map or two; only replays need more.
 MAPS_MAX: Final = 128
+# Of the maps used last so many keep their pages, which count as memory of the process.
+RESIDENT_MAX: Final = 4
 # Folders whose listing is remembered, and segments (8 MiB each) noted for a folder that is never listed.
 FOLDERS_MAX: Final = 1024
 NOTED_MAX: Final = 16_384
@@ -40,11 +43,24 @@ MARK_BYTES: Final = 64 << 10
 class SegmentMap:
     """One mapped segment: checked headers, and the places of some records, from its index or as they were read."""
 
-    __slots__ = ("_disk", "_indexed", "base", "checked", "marks", "offsets", "path", "salt", "size", "view")
+    __slots__ = (
+        "_disk",
+        "_indexed",
+        "base",
+        "checked",
+        "marks",
+        "offsets",
+        "path",
+        "resident",
+        "salt",
+        "size",
+        "view",
+    )
 
     def __init__(self, disk: Disk, path: str, incarnation: bytes, base: int) -> None:
         self._disk = disk
         self._indexed = False
+        self.resident = True  # its pages may be counted as this process's memory
         self.path = path
         self.base = base
         self.salt = salt_of(incarnation, base)
@@ -153,7 +169,22 @@ class SegmentMaps:
                 self._maps.popitem(last=False)
         else:
             self._maps.move_to_end(key)
+            found.resident = True
+        if len(self._maps) > RESIDENT_MAX:
+            self._behind(next(islice(reversed(self._maps.values()), RESIDENT_MAX, None)))
         return found
+
+    @staticmethod
+    def _behind(segment: SegmentMap) -> None:
+        """Give back the pages of a segment that readers have left; who still reads it maps them again."""
+        if segment.resident:
+            segment.resident = False
+            segment.checked.give_back()
+
+    def rest(self) -> None:
+        """Give back the pages of all maps: to be called now and then."""
+        for segment in self._maps.values():
+            segment.checked.give_back()
 
     def bases(self, folder: str) -> list[int]:
         """List a folder, and return the bases of its segments, in order. Raises FileNotFoundError."""

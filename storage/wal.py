@@ -227,6 +227,11 @@ class Wal:
             self._write(active.file, (_ZEROS[: stop - start],), start)
         active.zeroed = stop
 
+    @property
+    def at_rest(self) -> bool:
+        """Return whether the log holds no disk space for further messages."""
+        return self._active is None or self._active.cut
+
     def rest(self) -> bool:
         """Give back the disk space of a log that rests: the spare file, and the zeros after the last record.
 

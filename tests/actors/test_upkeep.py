@@ -9,6 +9,7 @@ import pytest
 
 from ister.actors.asking import AGAIN_S
 from ister.actors.messages import Uploaded
+from ister.actors.reliable_topic import ReliableTopic
 from ister.storage.verify import VerifyProgress
 from ister.wire import Key, Type
 from tests.actors.test_subscription import name_on
@@ -483,3 +484,55 @@ def test_a_check_that_somebody_waits_for_goes_on(stage: Stage) -> None:
     stage.settle()
     answer = stage.client().request("topic.verify", topic="orders", verification=number)
     assert (answer["verification"], answer["done"]) == (number, True)
+
+
+# ---- how often a topic is looked after ---------------------------------------------------------------------------
+
+
+def count_looks(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return a list that gets the time of each look at a topic."""
+    looks: list[float] = []
+    real = ReliableTopic._look_after
+
+    def look(self: ReliableTopic) -> None:
+        looks.append(stage.clock.monotonic())
+        real(self)
+
+    monkeypatch.setattr(ReliableTopic, "_look_after", look)
+    return looks
+
+
+def test_a_topic_without_anything_to_do_is_looked_after_seldom(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten thousand of them would keep a worker busy; one that gets a message is looked after soon again."""
+    looks = count_looks(stage, monkeypatch)
+    fill(stage, 3)
+    stage.advance(70)
+    assert stage.actor("topic", "orders").wal.sealed(), "it is sealed at its age all the same"
+    upload(stage)
+    stage.advance(30)
+    del looks[:]
+    stage.advance(600)
+    assert 1 <= len(looks) <= 600 / 20
+    sealed = len(stage.actor("topic", "orders").wal.sealed())
+    producer = stage.at_topic("orders")
+    producer.open_producer(1, "orders", 8)
+    publish(producer, 0, 1)
+    del looks[:]
+    stage.advance(61)
+    assert 2 <= len(looks) <= 15
+    stage.advance(2)
+    assert len(stage.actor("topic", "orders").wal.sealed()) == sealed + 1
+
+
+def test_new_settings_are_applied_soon_to_a_topic_at_rest(stage: Stage) -> None:
+    """Retention that is set after hours without a message drops what it drops within seconds."""
+    fill(stage, 100)
+    stage.advance(70)
+    upload(stage)
+    stage.advance(3600)
+    assert start_of(stage) == 0
+    stage.client().request("topic.update", topic="orders", retention_bytes=2_500_000)
+    stage.advance(3)
+    assert start_of(stage) > 40

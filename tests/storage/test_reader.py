@@ -12,7 +12,7 @@ import pytest
 from ister.errors import DamagedError, GapError, TrimmedError
 from ister.storage.disk import LocalDisk
 from ister.storage.reader import Reader
-from ister.storage.segment_maps import SegmentMaps
+from ister.storage.segment_maps import RESIDENT_MAX, SegmentMaps
 from ister.storage.wal import Wal
 
 Open = Callable[..., Wal]
@@ -255,3 +255,39 @@ def test_forgetting_a_log_drops_its_maps_only(wal: Wal, maps: SegmentMaps) -> No
     maps.forget(wal.folder)
     assert len(maps) == 0
     wal.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs /proc")
+def test_a_reader_gives_back_the_memory_of_what_it_has_read(
+    open_log: Callable[..., Wal], put: Callable[..., int]
+) -> None:
+    """Segments behind it stay mapped and in the page cache, and count no more as memory of the process."""
+    wal = open_log(LocalDisk(), segment_bytes_max=1 << 20)
+    for _ in range(40):
+        put(wal, bytes(500_000))
+    wal.commit()
+    maps = SegmentMaps(LocalDisk())
+    reader = Reader(maps, wal.folder, wal.incarnation, 0)
+    views = []
+    while records := reader.read(wal.durable_end, 1 << 20):
+        views += [record.payload for record in records]
+    assert len(maps) >= 20
+    assert resident(wal.folder) <= (RESIDENT_MAX + 1) << 20
+    assert all(bytes(view) == bytes(500_000) for view in views), "what was handed out can be read"
+    assert resident(wal.folder) > 8 << 20
+    maps.rest()
+    assert resident(wal.folder) == 0
+    reader.seek(3)
+    assert reader.read(wal.durable_end, 1)[0].first_offset == 3
+    wal.close()
+
+
+def resident(folder: str) -> int:
+    """Return how many bytes of maps of a folder's files count as memory of this process."""
+    found, mine = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            mine = folder in line
+        elif mine and line.startswith("Rss:"):
+            found += int(line.split()[1]) << 10
+    return found
