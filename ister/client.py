@@ -138,9 +138,11 @@ class Client(Administration):
         """Open a producer.
 
         A batch is sent when it has `batch_bytes`, when `linger_ms` have passed, or when the batch before it is
-        answered; a lone message is sent at once. At most `window_bytes` (default: what the broker allows) are sent
-        without an answer. With a `name` it is the same producer across restarts of the program; a second producer of
-        that name fences the first. Raises `RemoteError` (`unknown-topic`, ...), `TimeoutExpiredError`.
+        answered; a lone message is sent at once. While more than 32 producers of the connection wait for receipts,
+        `linger_ms` grows with their number, up to 50 ms, and larger batches cost less. At most `window_bytes` (default:
+        what the broker allows) are sent without an answer. With a `name` it is the same producer across restarts of the
+        program; a second producer of that name fences the first. Raises `RemoteError` (`unknown-topic`, ...),
+        `TimeoutExpiredError`.
         """
         plan = self.opener.producer(
             topic, batch_bytes=batch_bytes, linger_ms=linger_ms, name=name, window_bytes=window_bytes

@@ -108,6 +108,7 @@ class Session:
         self.limits = Limits()
         self.boot: int | None = None
         self.trouble: IsterError | None = None  # why the connection was last lost or refused
+        self.awaiting: set[int] = set()  # producers with batches on their way
         self.moves: list[tuple[Handle, str]] = []  # handles that run elsewhere; the network moves them
         self.news = News()  # the keys for which something has changed, since the connection last took it
         self.jitter = jitter
@@ -218,6 +219,7 @@ class Session:
 
     def detach(self, handle: Handle) -> None:
         """Remove a producer or consumer; if the broker cannot be told of its close now, it is told later."""
+        self.awaiting.discard(handle.handle)
         if self.handles.pop(handle.handle, None) is not None and self.phase != "ready":
             self._departed.add(handle.handle)
 

@@ -25,6 +25,21 @@ PLACES_MIN: Final = 64  # places of a lane, at least, if they fit
 NOTHING: Final = -1  # room for nothing: the next message takes the path with all checks
 
 
+# A batch costs the broker tens of microseconds, however few messages it has. While many producers of a connection have
+# batches on their way, each waits for its own for longer than a batch lingers, so that larger ones cost nobody time.
+AWAITING_USUAL: Final = (
+    32  # producers with batches on their way; with twice as many a batch lingers twice as long
+)
+STRETCHED_S_MAX: Final = 0.05
+
+
+def stretched(linger_s: float, awaiting: int) -> float:
+    """Return how long a batch lingers while so many producers of its connection wait for receipts."""
+    if awaiting <= AWAITING_USUAL:
+        return linger_s
+    return max(linger_s, min(STRETCHED_S_MAX, linger_s * awaiting / AWAITING_USUAL))
+
+
 class Gathering:
     """One producer's batch. While a lane is open, the producer's fast path puts messages there, without the lock.
 
@@ -108,9 +123,9 @@ class Gathering:
 
     # ---- gathering -----------------------------------------------------------------------------------------------
 
-    def begin(self, now: float) -> None:
-        """Take in the first message, which is about to come."""
-        self.linger_at = now + self.linger_s
+    def begin(self, now: float, linger_s: float | None = None) -> None:
+        """Take in the first message, which is about to come; `linger_s` if the batch may wait longer than usual."""
+        self.linger_at = now + (self.linger_s if linger_s is None else linger_s)
         self.room = self._begun_with = self.batch_bytes
 
     def add(self, payload: bytes, key: bytes, attributes: bytes, deliver_at: int = 0) -> int:

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 from ister import wire
 from ister.clientsession import Frame, Session, back_off_s, remote_error
 from ister.errors import IsterError, RemoteProtocolError
-from ister.gathering import Gathering
+from ister.gathering import Gathering, stretched
 from ister.receipts import Shipment
 from ister.window import Window
 from ister.wire import Key, Type
@@ -196,6 +196,7 @@ class Publication:
             session.outbox.append(batch.frames)
             self._expected = batch.sequence + batch.count
             self._sent += 1
+            session.awaiting.add(self.handle)
 
     def on_ready(self, *, resumed: bool) -> None:  # noqa: ARG002 (sequences make it all the same)
         """Handle WELCOME."""
@@ -275,6 +276,8 @@ class Publication:
             batch.shipment.first = first
             self._resolve(batch.shipment)
         self._window.answered(unanswered - self.bytes, now)
+        if not self.batches and self.session is not None:
+            self.session.awaiting.discard(self.handle)
         self._advance()
         self._settle()
 
@@ -355,6 +358,8 @@ class Publication:
         """Handle a lost connection: no unresolved batch counts as sent."""
         self.trouble = reason
         self._sent = 0
+        if self.session is not None:
+            self.session.awaiting.discard(self.handle)
         self._step("lost")
 
     def fail(self, error: IsterError) -> None:
@@ -367,6 +372,8 @@ class Publication:
                 batch.shipment.error = error
                 self._resolve(batch.shipment)
         self.batches.clear()
+        if self.session is not None:
+            self.session.awaiting.discard(self.handle)
         self.bytes = 0
         self.gathered.close_lane()
         if self.gathered.payloads:
@@ -375,6 +382,11 @@ class Publication:
         self.gathered.clear()
 
     # ---- time ----------------------------------------------------------------------------------------------------
+
+    def linger_s(self) -> float:
+        """How long a batch that begins now may wait for more messages."""
+        linger_s, session = self.gathered.linger_s, self.session
+        return linger_s if session is None else stretched(linger_s, len(session.awaiting))
 
     def tick(self, now: float) -> None:
         """Send what has lingered, and open again after a back-off."""

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ister import bodies, wire
 from ister.errors import ClosedError, ConnectionLostError, RemoteError
-from ister.gathering import NOTHING
+from ister.gathering import AWAITING_USUAL, NOTHING, STRETCHED_S_MAX, stretched
 from ister.publication import TRANSITIONS, Publication
 from ister.receipts import Shipment
 from ister.wire import Column, Key, Type
@@ -563,3 +563,51 @@ def test_a_number_that_was_taken_leads_to_the_message_it_is(talk: Talk) -> None:
     assert refused.error is not None
     with pytest.raises(RemoteError, match="too-large"):
         publication.taken_before(3)
+
+
+def test_where_few_producers_wait_for_receipts_a_batch_lingers_as_it_was_told(talk: Talk) -> None:
+    """Up to AWAITING_USUAL of them; a linger of 0 always stays 0, and a long one never gets shorter."""
+    publication = opened(talk)
+    linger_s = publication.gathered.linger_s
+    talk.session.awaiting.update(range(100, 100 + AWAITING_USUAL))
+    assert publication.linger_s() == linger_s
+    assert stretched(0.0, 10_000) == 0.0
+    assert stretched(1.0, 10_000) == 1.0
+
+
+def test_where_many_producers_wait_for_receipts_a_batch_may_wait_for_its_own(talk: Talk) -> None:
+    """Longer the more they are, up to a bound; it still goes when the batch before it is answered."""
+    publication = opened(talk)
+    linger_s = publication.gathered.linger_s
+    assert stretched(linger_s, 1_000_000) == STRETCHED_S_MAX
+    talk.session.awaiting.update(range(100, 100 + 4 * AWAITING_USUAL))
+    assert publication.linger_s() == pytest.approx(4 * linger_s)
+    ship(publication, b"a")
+    publication.gathered.begin(talk.now, publication.linger_s())
+    publication.gathered.add(b"b", b"", b"")
+    talk.said()
+    talk.later(3 * linger_s)
+    assert sequences(talk) == []
+    receipts(talk, 0, 0)
+    assert sequences(talk) == [1]
+
+
+def test_a_producer_counts_as_waiting_while_it_has_a_batch_on_its_way(talk: Talk) -> None:
+    """Not before it is sent, nor after its receipt, a lost connection or the end of the producer."""
+    publication = opened(talk)
+    awaiting = talk.session.awaiting
+    assert not awaiting
+    ship(publication, b"a")
+    ship(publication, b"b")
+    receipts(talk, 0, 0)
+    assert awaiting == {1}
+    receipts(talk, 1, 1)
+    assert not awaiting
+    ship(publication, b"c")
+    talk.session.lost(ConnectionLostError("gone"))
+    assert not awaiting
+    talk.welcome()
+    talk.opened()
+    assert awaiting == {1}
+    publication.fail(ClosedError("over"))
+    assert not awaiting
