@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-pub(crate) use self::acknowledging::Confirmation;
 use self::acknowledging::Span;
 use self::delivery::{offsets_of, times_of};
 use self::taking::Taking;
@@ -25,7 +24,7 @@ use crate::batch::{size_of, unpack};
 use crate::cbor::Value;
 use crate::error::{Action, Error, Result};
 use crate::message::{time_of, Message, Origin};
-use crate::session::{Question, Wire};
+use crate::outbox::{Question, Wire};
 use crate::signal::{back_off, Signal, BACK_OFF_MAX, BACK_OFF_MIN};
 use crate::wire::{key, kind, Frame, Header};
 

@@ -14,10 +14,11 @@ use std::time::Duration;
 use crate::attachment::{Start, SubscriptionType};
 use crate::cbor::Value;
 use crate::client::Client;
-use crate::consumer::{Consumer, Reader};
+use crate::consumer::Consumer;
 use crate::error::{Error, Result};
 use crate::message::{Message, Outgoing};
 use crate::producer::Producer;
+use crate::receiver::Reader;
 
 const REDRIVE: &str = "redrive"; // the subscription of a dead-letter topic that its letters are taken from
 const TOGETHER: usize = 200; // letters that are settled together

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use crate::attachment::Attachment;
 use crate::error::{Error, Result};
+use crate::outbox::Wire;
 use crate::publication::Publication;
-use crate::session::{Handle, Phase, Session, Wire};
+use crate::session::{Handle, Phase, Session};
 use crate::signal::{back_off, random, Signal, BACK_OFF_MAX, BACK_OFF_MIN};
 
 const MOVES_MAX: u32 = 8;

@@ -16,7 +16,7 @@ use crate::admin::Info;
 use crate::attachment::{Event, Start};
 use crate::cbor::Value;
 use crate::client::Client;
-use crate::consumer::{Consumer, Nack, Plan};
+use crate::consumer::{Consumer, ConsumerBuilder, Nack, Plan};
 use crate::error::{Error, Result};
 use crate::message::Message;
 
@@ -66,6 +66,16 @@ fn watch(client: &Client, plan: &Plan, plain: bool, version: Option<u64>) -> Box
         asked.push(("version".into(), version.into()));
     }
     Box::pin(async move { client.info("topic.watch", asked).await })
+}
+
+impl ConsumerBuilder<'_> {
+    /// Open one for every topic that matches, now or later, where the topic's name is a pattern: `*` stands for one
+    /// part of a name, `>` at the end for one or more. Fixed credit is each topic's. An Exclusive subscription that
+    /// somebody has is waited for, topic by topic.
+    pub async fn open_pattern(mut self) -> Result<PatternConsumer> {
+        self.plan.patient = true;
+        PatternConsumer::open(self.client.clone(), self.plan).await
+    }
 }
 
 impl PatternConsumer {

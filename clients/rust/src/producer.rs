@@ -1,89 +1,17 @@
 use std::future::Future;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::batch::{producer_id, Packing};
-use crate::client::{Client, Owner};
+use crate::batch::Packing;
 use crate::error::{Error, Result};
 use crate::io::Shared;
 use crate::message::{Outgoing, Receipt};
 use crate::network::Core;
+use crate::outbox::Wire;
 use crate::publication::{Publication, Settings};
-use crate::session::{Handle, Wire};
-use crate::signal::random;
-
-const BATCH_BYTES: u64 = 64 << 10;
-const LINGER: Duration = Duration::from_millis(1);
-
-/// How a [`Producer`] is to be opened.
-#[must_use]
-pub struct ProducerBuilder<'a> {
-    client: &'a Client,
-    topic: Arc<str>,
-    name: Option<String>,
-    batch_bytes: u64,
-    linger: Duration,
-    window_bytes: Option<u64>,
-}
-
-impl ProducerBuilder<'_> {
-    /// The same producer over restarts of the program; a second one of that name fences the first.
-    pub fn name(mut self, name: impl Into<String>) -> Self {
-        self.name = Some(name.into());
-        self
-    }
-
-    /// Messages gather until there are so many bytes (64 KiB), or the linger is over, or the batch before is answered.
-    pub fn batch_bytes(mut self, bytes: u64) -> Self {
-        self.batch_bytes = bytes.max(1);
-        self
-    }
-
-    /// Messages gather for so long at most (1 ms).
-    pub fn linger(mut self, linger: Duration) -> Self {
-        self.linger = linger;
-        self
-    }
-
-    /// At most so many bytes are without a receipt (what the broker allows).
-    pub fn window_bytes(mut self, bytes: u64) -> Self {
-        self.window_bytes = Some(bytes);
-        self
-    }
-
-    /// Open it.
-    pub async fn open(self) -> Result<Producer> {
-        let (shared, owner) = (Arc::clone(self.client.shared()), Some(Arc::clone(&self.client.owner)));
-        self.open_by(shared, owner).await
-    }
-
-    /// Open it, so that it does not keep the client alive.
-    pub(crate) async fn open_inside(self) -> Result<Producer> {
-        let shared = Arc::clone(self.client.shared());
-        self.open_by(shared, None).await
-    }
-
-    async fn open_by(self, shared: Arc<Shared>, owner: Option<Arc<Owner>>) -> Result<Producer> {
-        let id = match &self.name {
-            Some(name) => producer_id(&self.topic, name),
-            None => random() >> 11 | 1, // 53 bits, which every language has
-        };
-        let topic = Arc::clone(&self.topic);
-        let settings = Settings {
-            topic: self.topic,
-            id,
-            batch_bytes: self.batch_bytes,
-            linger: self.linger,
-            window_bytes: self.window_bytes,
-        };
-        let now = Instant::now();
-        let number = shared.lock().attach(now, |number| Handle::Producer(Publication::new(number, settings, now)))?;
-        let producer = Producer { shared, number, topic, _owner: owner };
-        producer.until(|publication, _| publication.opened.then_some(Ok(()))).await?;
-        Ok(producer)
-    }
-}
+use crate::session::Handle;
+use crate::waiting::Keep;
 
 /// Sends messages to one topic.
 ///
@@ -93,7 +21,7 @@ pub struct Producer {
     shared: Arc<Shared>,
     number: u64,
     topic: Arc<str>,
-    _owner: Option<Arc<Owner>>,
+    _owner: Option<Keep>,
 }
 
 impl Drop for Producer {
@@ -108,21 +36,15 @@ impl std::fmt::Debug for Producer {
     }
 }
 
-impl Client {
-    /// Say how a producer of a topic is to be opened.
-    pub fn producer(&self, topic: impl Into<Arc<str>>) -> ProducerBuilder<'_> {
-        ProducerBuilder {
-            client: self,
-            topic: topic.into(),
-            name: None,
-            batch_bytes: BATCH_BYTES,
-            linger: LINGER,
-            window_bytes: None,
-        }
-    }
-}
-
 impl Producer {
+    pub(crate) async fn open(shared: Arc<Shared>, owner: Option<Keep>, settings: Settings) -> Result<Producer> {
+        let (topic, now) = (Arc::clone(&settings.topic), Instant::now());
+        let number = shared.lock().attach(now, |number| Handle::Producer(Publication::new(number, settings, now)))?;
+        let producer = Producer { shared, number, topic, _owner: owner };
+        producer.until(|publication, _| publication.opened.then_some(Ok(()))).await?;
+        Ok(producer)
+    }
+
     /// The topic.
     pub fn topic(&self) -> &str {
         &self.topic

@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use crate::batch::{size_of, Content, Packing, COLUMNS_COST};
 use crate::error::{Action, Error, Result};
-use crate::session::{Limits, Question, Wire};
+use crate::outbox::{Limits, Question, Wire};
 use crate::signal::{back_off, Signal, BACK_OFF_MAX, BACK_OFF_MIN};
 use crate::wire::{key, kind, Frame, Header, OFFSET_UNKNOWN};
 

@@ -1,139 +1,20 @@
 //! Request and reply, section 10.6 of PROTOCOL.md: a convention between clients, over an ephemeral inbox topic.
 
-use std::collections::HashMap;
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
 
 use crate::admin::Options;
 use crate::attachment::Start;
 use crate::client::Client;
-use crate::consumer::Reader;
 use crate::error::{Error, Result};
+use crate::exchange::{locked, Inbox, Slot, Turn, Waiting, CORRELATION_ID};
 use crate::message::{Message, Outgoing, Receipt};
-use crate::producer::Producer;
-use crate::signal::{random, Signal};
+use crate::signal::random;
 
 const REPLY_TO: &str = "ister.reply_to";
-const CORRELATION_ID: &str = "ister.correlation_id";
 const OUTLETS_MAX: usize = 64;
 const REPLIES_MAX: u64 = 1024; // that wait in the inbox
-
-/// Where replies come in, and where questions and replies go out. None of it keeps the client alive.
-#[derive(Default)]
-pub(crate) struct Exchange {
-    state: Mutex<State>,
-    opening: Mutex<Opening>,
-}
-
-#[derive(Default)]
-struct State {
-    inbox: Option<Arc<Inbox>>,
-    outlets: HashMap<Arc<str>, Arc<Producer>>,
-}
-
-#[derive(Default)]
-struct Opening {
-    busy: bool,
-    signal: Signal,
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl Exchange {
-    pub fn forget(&self) {
-        *locked(&self.state) = State::default();
-    }
-
-    fn forget_outlet(&self, topic: &str) {
-        let outlet = locked(&self.state).outlets.remove(topic);
-        drop(outlet); // not under the lock
-    }
-}
-
-/// Only one task at a time makes an inbox.
-struct Turn<'a>(&'a Exchange);
-
-impl<'a> Turn<'a> {
-    async fn take(exchange: &'a Exchange) -> Turn<'a> {
-        poll_fn(|context| {
-            let mut opening = locked(&exchange.opening);
-            if opening.busy {
-                opening.signal.wait(context.waker());
-                return Poll::Pending;
-            }
-            opening.busy = true;
-            Poll::Ready(())
-        })
-        .await;
-        Turn(exchange)
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let mut opening = locked(&self.0.opening);
-        opening.busy = false;
-        opening.signal.broadcast();
-    }
-}
-
-struct Inbox {
-    topic: String,
-    reader: Reader,
-    slots: Mutex<HashMap<String, Slot>>,
-}
-
-#[derive(Default)]
-struct Slot {
-    reply: Option<Message>,
-    waker: Option<Waker>,
-}
-
-impl Inbox {
-    /// Whoever waits takes in what has come, for all; a reply that nobody waits for is passed over.
-    fn poll_reply(&self, id: &str, context: &mut Context<'_>) -> Poll<Result<Message>> {
-        let mut slots = locked(&self.slots);
-        loop {
-            if let Some(slot) = slots.get_mut(id) {
-                if let Some(reply) = slot.reply.take() {
-                    return Poll::Ready(Ok(reply));
-                }
-                slot.waker = Some(context.waker().clone());
-            }
-            match self.reader.poll_one(context) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Ready(Ok(message)) => {
-                    let slot = message.attribute(CORRELATION_ID).and_then(|of| slots.get_mut(of));
-                    if let Some(slot) = slot {
-                        slot.reply.get_or_insert(message);
-                        if let Some(waker) = slot.waker.take() {
-                            waker.wake();
-                        }
-                    }
-                }
-            }
-        }
-    }
-}
-
-/// Somebody waits for a reply.
-struct Waiting<'a> {
-    inbox: &'a Inbox,
-    id: String,
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        let mut slots = locked(&self.inbox.slots);
-        slots.remove(&self.id);
-        // Who has just been told that something came may have been this one: the others look too.
-        slots.values_mut().filter_map(|slot| slot.waker.take()).for_each(Waker::wake);
-    }
-}
 
 impl Client {
     /// Send a message and return the reply that some consumer of the topic gives it with [`reply`](Client::reply).

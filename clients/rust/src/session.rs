@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::attachment::{Attachment, Confirmation};
+use crate::attachment::Attachment;
 use crate::cbor::Value;
 use crate::error::{Action, Error, Result};
+use crate::outbox::{Limits, Question, Wire};
 use crate::publication::Publication;
 use crate::signal::{back_off, Signal, BACK_OFF_MIN};
 use crate::wire::{key, kind, Frame, Header, RESULT_BYTES_MAX};
@@ -31,71 +32,6 @@ pub(crate) enum Phase {
     Greeting,
     Ready,
     Ended,
-}
-
-/// What WELCOME says; section 12.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
-    pub message_bytes_max: u64,
-    pub batch_bytes_max: u64,
-    pub batches_in_flight_max: u64,
-    pub window_bytes: u64,
-    pub credit_messages_max: u64,
-    pub credit_bytes_max: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Limits {
-        Limits {
-            message_bytes_max: 1 << 20,
-            batch_bytes_max: 1 << 20,
-            batches_in_flight_max: 1,
-            window_bytes: 1 << 20,
-            credit_messages_max: 1 << 16,
-            credit_bytes_max: 1 << 30,
-        }
-    }
-}
-
-/// Who is given the answer to a REF.
-pub(crate) enum Question {
-    Open(u64),
-    Close(u64),
-    Confirm(u64, Confirmation),
-    /// Whether the next message may be handed out.
-    Leave(u64),
-    Request(u64),
-}
-
-/// What goes out, and what is asked.
-pub(crate) struct Wire {
-    /// The session's secret, once there is one.
-    pub secret: Option<[u8; 16]>,
-    pub outbox: VecDeque<Vec<Bytes>>,
-    pub limits: Limits,
-    next_ref: u64,
-    questions: HashMap<u64, Question>,
-}
-
-impl Wire {
-    pub fn emit(&mut self, frame: Frame, body: &[Bytes]) {
-        let mut frames = Vec::with_capacity(1 + body.len());
-        frames.push(frame.done());
-        frames.extend_from_slice(body);
-        self.outbox.push_back(frames);
-    }
-
-    /// A REF whose answer is for a question.
-    pub fn expect(&mut self, question: Question) -> u64 {
-        self.next_ref += 1;
-        self.questions.insert(self.next_ref, question);
-        self.next_ref
-    }
-
-    pub fn close(&mut self, handle: u64) {
-        let question = self.expect(Question::Close(handle));
-        self.emit(Frame::new(kind::CLOSE).uint(key::REF, question).uint(key::HANDLE, handle), &[]);
-    }
 }
 
 /// A producer or a consumer.

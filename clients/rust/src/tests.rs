@@ -14,8 +14,9 @@ use crate::cbor::{encode, Value};
 use crate::error::{Action, Error};
 use crate::message::Message;
 use crate::network::Core;
+use crate::outbox::Wire;
 use crate::publication::{Publication, Settings, Shipment};
-use crate::session::{Handle, Phase, Session, Wire};
+use crate::session::{Handle, Phase, Session};
 use crate::wire::{key, kind, Frame, Header, OFFSET_UNKNOWN, RANGES_MAX};
 
 const HEARTBEAT: Duration = Duration::from_millis(1000);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Attachment, Phase, NOT_ACTIVE};
 use crate::error::Action;
 use crate::message::Message;
-use crate::session::{Question, Wire};
+use crate::outbox::{Confirmation, Question, Wire};
 use crate::wire::{key, kind, Frame, Header, RANGES_MAX, REASON_LETTERS_MAX};
 
 const ACK_DELAY: Duration = Duration::from_millis(3);
@@ -14,13 +14,6 @@ const CONFIRM_RANGES: usize = 1000; // unconfirmed ranges, beyond which the brok
 
 /// Half-open: first and end.
 pub(super) type Span = (u64, u64);
-
-/// What a DONE will cover.
-pub(crate) struct Confirmation {
-    epoch: u64,
-    covered: usize,
-    until: Option<u64>,
-}
 
 impl Attachment {
     /// Drop acknowledgments: the broker knows no more what they are about.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::taking::ACK_AT_ONCE;
 use super::{Attachment, Phase, CREDIT_BYTES};
 use crate::message::Message;
-use crate::session::{Question, Wire};
+use crate::outbox::{Question, Wire};
 use crate::wire::{key, kind, Frame, Header};
 
 const WINDOW_MOST: u64 = 16_384;
