@@ -105,3 +105,68 @@ func TestANumberThatWasRefusedIsRefusedAgainAndIsNoDuplicate(test *testing.T) {
 		t.Fatal(into.over, into.duplicate, into.err)
 	}
 }
+
+func TestAPayloadThatIsAddedQuicklyIsTheSameAsOneThatWasLookedAt(t *testing.T) {
+	made := func(quickly bool) [][]byte {
+		t := newTalk(t)
+		t.welcome(false)
+		p := t.producer()
+		t.opened(header{kSequence: 0, kBytes: 1000})
+		t.send(p, "first") // is sent at once
+		for i := range 200 {
+			payload := bytes.Repeat([]byte{'x'}, i%7)
+			if quickly && p.gathered.count > 0 {
+				if receipt := p.more(payload); receipt != nil {
+					if receipt.index != uint64(p.gathered.count-1) || receipt.shipment != p.shipment {
+						t.Fatal(receipt)
+					}
+					continue
+				}
+			}
+			if _, _, ok := p.take(&content{payload: payload}, t.time); !ok {
+				t.hear(header{kType: tReceipt, kHandle: 1, kReceipts: []uint64{p.batches[0].sequence, 5}})
+				if _, _, ok = p.take(&content{payload: payload}, t.time); !ok {
+					t.Fatal("no room")
+				}
+			}
+		}
+		var all [][]byte
+		for _, frames := range t.s.outbox {
+			all = append(all, frames[1:]...) // headers have their keys in any order
+		}
+		return append(all, p.gathered.payloads.table, p.gathered.payloads.joined)
+	}
+	if !reflect.DeepEqual(made(true), made(false)) {
+		t.Fatal("other bytes were sent")
+	}
+}
+
+func TestNothingIsAddedQuicklyThatNeedsALook(t *testing.T) {
+	fresh := func() (*talk, *publication) {
+		t := newTalk(t)
+		t.welcome(false)
+		p := t.producer()
+		t.opened(header{kSequence: 0, kBytes: 1000})
+		t.send(p, "sent")
+		t.send(p, "gathered")
+		return t, p
+	}
+	for name, change := range map[string]func(t *talk, p *publication){
+		"nothing gathered": func(_ *talk, p *publication) { p.seal() },
+		"a column":         func(t *talk, p *publication) { p.take(&content{key: []byte("k")}, t.time) },
+		"a full batch":     func(_ *talk, p *publication) { p.batchBytes = p.gathered.size + lengthBytes + 1 },
+		"a large message":  func(t *talk, _ *publication) { t.s.limits.messageBytesMax = 0 },
+		"a lost session":   func(t *talk, _ *publication) { t.s.lost(lost("a test")) },
+		"the end":          func(_ *talk, p *publication) { p.close() },
+		"an error":         func(t *talk, p *publication) { p.fail(closedError("it")) },
+	} {
+		t, p := fresh()
+		change(t, p)
+		if p.more([]byte("x")) != nil {
+			t.Errorf("%s: added", name)
+		}
+	}
+	if _, p := fresh(); p.more([]byte("x")) == nil {
+		t.Error("never added")
+	}
+}

@@ -21,7 +21,7 @@ const (
 	creditBack      = 256       // messages: so much used credit is given back of a small one, a sixteenth of a large one
 	creditBackBytes = 256 << 10 // the same in bytes
 	ackAtOnce       = 64        // a program that takes no more at a time has its acknowledgments sent before what is next
-	slabMost        = 64        // messages that are allocated together
+	slabMost        = 128       // messages that are allocated together
 )
 
 type handing struct {

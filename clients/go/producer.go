@@ -201,6 +201,14 @@ func (p *Producer) delays(any bool) *Error {
 // Send has one message taken and returns the promise of an answer. It waits only while the window is full; when the
 // context ends first, the message was not taken.
 func (p *Producer) Send(ctx context.Context, message Outgoing) (*Receipt, error) {
+	if message.Key == nil && message.Attributes == nil && message.Sequence == nil && message.DeliverAt.IsZero() {
+		p.client.mu.Lock()
+		receipt := p.p.more(message.Payload)
+		p.client.mu.Unlock()
+		if receipt != nil {
+			return receipt, nil
+		}
+	}
 	made := message.content()
 	p.client.mu.Lock()
 	receipt, err := p.send(&made, message.Sequence)

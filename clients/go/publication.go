@@ -374,6 +374,21 @@ func (p *publication) take(message *content, now func() time.Time) (*shipment, u
 	return into, index, true
 }
 
+// more adds a payload to those that are gathered already, if nothing about it needs a closer look; else nil.
+func (p *publication) more(payload []byte) *Receipt {
+	g := &p.gathered
+	size := g.size + lengthBytes + uint64(len(payload))
+	if g.count == 0 || g.columns != 0 || p.phase != pubOpen || len(p.batches) == 0 || size >= p.batchLimit() ||
+		uint64(len(payload)) > p.session.limits.messageBytesMax {
+		return nil
+	}
+	g.payloads.add(payload)
+	g.count++
+	g.size = size
+	p.next++
+	return p.shipment.receipt(uint64(g.count - 1))
+}
+
 // takeBatch sends messages as a batch of their own; false where it must wait for room.
 func (p *publication) takeBatch(count, columns uint64, body [][]byte) (*shipment, bool) {
 	if p.gathered.count > 0 && !p.seal() {
