@@ -28,7 +28,6 @@ from ister.message import BrokerEvent, Event, Message
 from ister.names import is_pattern
 from ister.network import Network
 from ister.opening import (
-    BATCH_BYTES,
     CREDIT_BYTES,
     CREDIT_MESSAGES,
     LINGER_MS,
@@ -129,7 +128,7 @@ class Client(Administration):
         self,
         topic: str,
         *,
-        batch_bytes: int = BATCH_BYTES,
+        batch_bytes: int | None = None,
         linger_ms: float = LINGER_MS,
         name: str | None = None,
         window_bytes: int | None = None,
@@ -137,12 +136,12 @@ class Client(Administration):
     ) -> Producer:
         """Open a producer.
 
-        A batch is sent when it has `batch_bytes`, when `linger_ms` have passed, or when the batch before it is
-        answered; a lone message is sent at once. While more than 32 producers of the connection wait for receipts,
-        `linger_ms` grows with their number, up to 50 ms, and larger batches cost less. At most `window_bytes` (default:
-        what the broker allows) are sent without an answer. With a `name` it is the same producer across restarts of the
-        program; a second producer of that name fences the first. Raises `RemoteError` (`unknown-topic`, ...),
-        `TimeoutExpiredError`.
+        A batch is sent when it has `batch_bytes` (default: 64 KiB, and up to 256 KiB while receipts lag behind four
+        batches or more), when `linger_ms` have passed, or when the batch before it is answered; a lone message is sent
+        at once. While more than 32 producers of the connection wait for receipts, `linger_ms` grows with their number,
+        up to 50 ms, and larger batches cost less. At most `window_bytes` (default: what the broker allows) are sent
+        without an answer. With a `name` it is the same producer across restarts of the program; a second producer of
+        that name fences the first. Raises `RemoteError` (`unknown-topic`, ...), `TimeoutExpiredError`.
         """
         plan = self.opener.producer(
             topic, batch_bytes=batch_bytes, linger_ms=linger_ms, name=name, window_bytes=window_bytes

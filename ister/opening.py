@@ -25,7 +25,6 @@ from ister.receiver import Receiver
 from ister.subscriptions import READER, SUBSCRIPTION_TYPES, SubscriptionType
 from ister.wildcard import WildcardConsumer
 
-BATCH_BYTES: Final = 64 * 1024  # the broker's cost is per batch; above this size, batches only add latency
 LINGER_MS: Final = 1.0
 CREDIT_MESSAGES: Final = 65_536  # for consumers that take messages at once, such as an inbox
 CREDIT_BYTES: Final = 8 << 20
@@ -93,14 +92,15 @@ class Opener:
         self,
         topic: str,
         *,
-        batch_bytes: int = BATCH_BYTES,
+        batch_bytes: int | None = None,
         linger_ms: float = LINGER_MS,
         name: str | None = None,
         window_bytes: int | None = None,
     ) -> Plan[Producer]:
         """Begin to open a producer."""
         arguments.text(topic, "a topic's name")
-        arguments.number(batch_bytes, "batch_bytes", 1)
+        if batch_bytes is not None:
+            arguments.number(batch_bytes, "batch_bytes", 1)
         if window_bytes is not None:
             arguments.number(window_bytes, "window_bytes", 1)
         network = self._network

@@ -235,7 +235,7 @@ class Producer(Closing):
         publication, gathered, network = self.publication, self._gathered, self._network
         begins = not gathered.payloads
         if begins:
-            gathered.begin(network.clock.monotonic(), publication.linger_s())
+            publication.begin(network.clock.monotonic())
         shipment = gathered.shipment
         receipt = receipt_of(shipment, gathered.add(payload, key, attributes, due))
         # A message with nothing before it on its way, whose receipt it could wait for, goes at once.

@@ -23,7 +23,7 @@ from ister.errors import IsterError, RemoteProtocolError
 from ister.gathering import Gathering, stretched
 from ister.receipts import Shipment
 from ister.window import Window
-from ister.wire import Key, Type
+from ister.wire import Key, Limits, Type
 
 Phase = Literal["idle", "opening", "open", "waiting", "closing", "closed"]
 What = Literal["ready", "opened", "refused", "due", "reopen", "close", "lost", "done", "fail"]
@@ -52,6 +52,9 @@ TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
     ("closing", "fail"): "closed",
 }
 
+BATCH_BYTES: Final = 64 * 1024  # the broker's cost is per batch; above this size, batches only add latency
+BATCH_BYTES_LAGGING: Final = 256 * 1024  # but not while receipts lag: what is sent waits then in any case
+IN_FLIGHT: Final = 4  # batches without a receipt above which they grow, and that there are at least then
 REFUSED_MAX: Final = 64  # refused batches whose numbers are remembered, for a program that gives them again
 
 
@@ -78,12 +81,15 @@ class Publication:
         topic: str,
         producer_id: int,
         *,
-        batch_bytes: int,
+        batch_bytes: int | None,
         linger_s: float,
         window_bytes: int | None,
         callbacks: deque[Callable[[], Any]],
     ) -> None:
-        """`callbacks` collects the calls to users' functions; they are made after the lock was released."""
+        """`callbacks` collects the calls to users' functions; they are made after the lock was released.
+
+        Without `batch_bytes` batches grow while receipts lag behind what is sent.
+        """
         self.handle = handle
         self.topic = topic
         self.producer_id = producer_id
@@ -104,7 +110,10 @@ class Publication:
         self._expected = 0  # what the broker expects next on this connection
         self._numbers_refused: deque[tuple[int, int, IsterError]] = deque(maxlen=REFUSED_MAX)
         self._gap = False  # a refused batch was dropped, and the broker still expects its sequence
-        self._batch_bytes = batch_bytes
+        self._limits = Limits()  # of the broker that has opened it
+        self._sizes = (
+            (BATCH_BYTES, BATCH_BYTES_LAGGING) if batch_bytes is None else (batch_bytes, batch_bytes)
+        )
         self._callbacks = callbacks
         self._failures = 0
         self._due = 0.0
@@ -143,6 +152,21 @@ class Publication:
             return True
         window.pressed = True
         return False
+
+    def begin(self, now: float) -> None:
+        """Begin to gather a batch: a larger one the more there is on its way.
+
+        What is sent now waits behind that in any case. So a quarter of it, gathered first, adds little to the wait, and
+        saves the broker and its consumers work for each batch.
+        """
+        self._size_batches()
+        self.gathered.begin(now, self.linger_s())
+
+    def _size_batches(self) -> None:
+        usual, most = self._sizes
+        size = max(usual, min(most, self.bytes // IN_FLIGHT))
+        limits = self._limits
+        self.gathered.batch_bytes = min(size, limits.batch_bytes_max, limits.message_bytes_max)
 
     def seal(self) -> None:
         """Make a batch of what is gathered and send it as soon as may be."""
@@ -236,7 +260,8 @@ class Publication:
             return
         limits = self.session.limits
         self._window.grant(header.get(Key.BYTES, limits.producer_window_bytes), limits)
-        self.gathered.batch_bytes = min(self._batch_bytes, limits.batch_bytes_max, limits.message_bytes_max)
+        self._limits = limits
+        self._size_batches()
         self.strategy = header.get(Key.STRATEGY, "")
         if not self.opened:
             self.opened = True

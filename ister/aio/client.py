@@ -23,7 +23,7 @@ from ister.consumer import Position
 from ister.deadletters import DeadLetters as SyncDeadLetters
 from ister.message import BrokerEvent, Event
 from ister.names import is_pattern
-from ister.opening import BATCH_BYTES, CREDIT_BYTES, LINGER_MS, ConsumerArguments
+from ister.opening import CREDIT_BYTES, LINGER_MS, ConsumerArguments
 from ister.requests import SubscriptionOptions
 from ister.subscriptions import SubscriptionType
 from ister.wildcard import WildcardConsumer
@@ -36,7 +36,7 @@ class Client(Conversation):
         self,
         topic: str,
         *,
-        batch_bytes: int = BATCH_BYTES,
+        batch_bytes: int | None = None,
         linger_ms: float = LINGER_MS,
         name: str | None = None,
         window_bytes: int | None = None,

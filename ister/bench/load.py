@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from ister.errors import UsageError
+from ister.publication import BATCH_BYTES
 from ister.subscriptions import SubscriptionType
 
 STAMP_BYTES: Final = 8  # the time of sending, at the front of a payload
@@ -25,7 +26,7 @@ class Load:
     durability: Literal["fsync", "os", "cloud"] = "fsync"
     message_bytes: int = 1024
     messages: int = 200_000
-    batch_bytes: int = 64 * 1024
+    batch_bytes: int | None = None  # None: as the client chooses; with the API for batches 64 KiB
     linger_ms: float = 1.0
     subscriptions: int = 1
     type: SubscriptionType = "exclusive"  # not by key: messages have none
@@ -41,8 +42,8 @@ class Load:
 
     @property
     def messages_per_batch(self) -> int:
-        """How many messages fill a batch."""
-        return max(1, self.batch_bytes // max(1, self.message_bytes))
+        """How many messages fill a batch, the smallest that the client chooses."""
+        return max(1, (self.batch_bytes or BATCH_BYTES) // max(1, self.message_bytes))
 
     @property
     def stamp_every(self) -> int:

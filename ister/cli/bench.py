@@ -65,9 +65,8 @@ class _Bench(Command, Group):
 @click.option(
     "--batch-bytes",
     type=click.IntRange(min=1),
-    default=64 * 1024,
-    show_default=True,
-    help="The largest batch of the producer.",
+    default=None,
+    help="The largest batch of the producer.  [default: 64 KiB; the client sends larger ones while receipts lag]",
 )
 @click.option(
     "--linger-ms",

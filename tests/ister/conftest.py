@@ -74,7 +74,7 @@ class Talk:
         self.session.tick(self.now)
 
     def producer(
-        self, *, batch_bytes: int = 100, linger_s: float = 0.001, window: int | None = None
+        self, *, batch_bytes: int | None = 100, linger_s: float = 0.001, window: int | None = None
     ) -> Publication:
         """Open a producer, handle 1."""
         publication = Publication(

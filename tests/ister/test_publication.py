@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ister import bodies, wire
+from ister import publication as under_test
 from ister.errors import ClosedError, ConnectionLostError, RemoteError
 from ister.gathering import AWAITING_USUAL, NOTHING, STRETCHED_S_MAX, stretched
 from ister.publication import TRANSITIONS, Publication
@@ -93,6 +94,34 @@ def test_the_room_left_is_exact(talk: Talk) -> None:
     publication.seal()
     [(_, body)] = talk.frames()
     assert size == sum(map(len, body))
+
+
+@pytest.mark.parametrize(
+    ("asked", "rooms"),
+    [(None, [100, 100, 150, 300, 400, 100]), (100, [100] * 6)],
+    ids=["by default", "of a size that was asked for"],
+)
+def test_batches_are_larger_while_receipts_lag(
+    talk: Talk, monkeypatch: pytest.MonkeyPatch, asked: int | None, rooms: list[int]
+) -> None:
+    """A quarter of what is on its way, within limits: the more waits before a batch, the less its own size matters."""
+    monkeypatch.setattr(under_test, "BATCH_BYTES", 100)
+    monkeypatch.setattr(under_test, "BATCH_BYTES_LAGGING", 400)
+    talk.welcome()
+    publication = talk.producer(batch_bytes=asked)
+    talk.opened()
+    found = []
+    for size in (400, 200, 600, 1600):
+        publication.begin(0.0)
+        found.append(publication.gathered.room)
+        publication.gathered.add(bytes(size), b"", b"")
+        publication.seal()
+    publication.begin(0.0)
+    found.append(publication.gathered.room)
+    publication.gathered.clear()
+    receipts(talk, 0, 0, 1, 1, 2, 2, 3, 3)
+    publication.begin(0.0)
+    assert [*found, publication.gathered.room] == rooms
 
 
 def test_a_receipt_resolves_its_batch(talk: Talk) -> None:
