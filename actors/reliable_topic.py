@@ -365,7 +365,9 @@ class ReliableTopic(Topic):
         self._check_retention()
         self._link.tell_again(self._log.wal)
         wait_s = self._log.look_after()
-        if self._upkeep.retention or not self._link.settled or self._upkeep.trimming is not None:
+        if (wal := self._log.wal) is not None:
+            wait_s = min(wait_s, self._upkeep.due_in(wal))
+        if not self._link.settled:
             wait_s = 0.0
         wait_s = min(max(wait_s, SEAL_CHECK_S), LOOK_S_MAX)
         self._rests = wait_s > SEAL_CHECK_S
@@ -412,6 +414,7 @@ class ReliableTopic(Topic):
     def _trimmed(self, wal: Wal) -> None:
         if self._log.released(wal):
             self._tell_start(wal)
+            self._look_soon()  # more may be due
 
     @receives(FoundDamage)
     def on_found_damage(self, found: FoundDamage) -> None:

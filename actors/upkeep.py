@@ -14,6 +14,7 @@ Invariants
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -25,7 +26,7 @@ from ister.errors import IsterError, RemoteError
 from ister.storage.meta import TopicMeta
 from ister.storage.ranges import RangeSet
 from ister.storage.recovery import DamagedRange
-from ister.storage.retention import Retention, retention_of, trim_point
+from ister.storage.retention import Retention, due_in_ms, retention_of, trim_point
 from ister.storage.trim import Trim
 from ister.storage.verify import VerifyProgress, VerifyReport
 from ister.storage.wal import Wal
@@ -131,6 +132,12 @@ class Upkeep:
         if trim is not None:
             self.trimming = wal
             self._host.loop.offload(trim.run, lambda _, error: self._trimmed(wal, trim, error), Purpose.TRIMS)
+
+    def due_in(self, wal: Wal) -> float:
+        """Return in how many seconds retention may drop something, if nothing else changes until then."""
+        if self.trimming is not None:
+            return math.inf  # its end is told
+        return due_in_ms(wal.sealed(), self.retention, self._host.clock.time_ms()) / 1000
 
     def _trimmed(self, wal: Wal, trim: Trim, error: BaseException | None) -> None:
         self.trimming = None

@@ -20,6 +20,7 @@ from ister.answers import (
     TopicInfo,
     with_booleans,
 )
+from ister.backoff import doubled
 from ister.consumer import Position
 from ister.errors import RemoteError
 from ister.outstanding import Request
@@ -27,6 +28,7 @@ from ister.requests import SubscriptionOptions, TopicOptions
 from ister.subscriptions import SubscriptionType
 
 VERIFY_POLL_S: Final = 0.2  # seconds between two questions for the progress of a verification
+VERIFY_POLL_S_MAX: Final = 1.0  # while it waits for others
 
 
 class Administration(ABC):
@@ -95,10 +97,12 @@ class Administration(ABC):
         the checks of others: a broker checks one large log at a time. Raises `RemoteError`.
         """
         asked = {"topic": topic, "verification": 0}
+        waits = 0
         while True:
             answer = self._ask(Request("topic.verify", dict(asked)), timeout)
             asked["verification"] = answer.get("verification", 0)
-            if answer.get("waiting"):
+            waits = waits + 1 if answer.get("waiting") else 0
+            if waits:
                 if waiting is not None:
                     waiting()
             elif progress is not None and "bytes_total" in answer:
@@ -106,7 +110,7 @@ class Administration(ABC):
             if answer["done"]:
                 report: dict[str, Any] = answer["report"]
                 return report
-            threading.Event().wait(VERIFY_POLL_S)
+            threading.Event().wait(doubled(VERIFY_POLL_S, VERIFY_POLL_S_MAX, max(0, waits - 1)))
 
     def repair_topic(self, topic: str, *, skip_damaged: bool, timeout: float | None = None) -> dict[str, Any]:
         """Let every subscription of a topic continue after damaged offsets; returns the ranges that are skipped now."""

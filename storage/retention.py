@@ -14,6 +14,7 @@ Invariants
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -61,6 +62,20 @@ def times_of(sealed: Sequence[SegmentInfo], now_ms: int) -> list[int]:
             times[at] = following  # not later than the segments after it
         following = times[at]
     return times
+
+
+def due_in_ms(sealed: Sequence[SegmentInfo], retention: Retention, now_ms: int) -> float:
+    """Return in how many milliseconds the log may have something to drop although nothing else has changed.
+
+    It is 0 if that cannot be told, and infinite if a change comes first: a segment is sealed, or is in the store.
+    """
+    if retention.acknowledged:  # subscriptions come and go
+        return 0
+    if not retention.ms or not sealed:
+        return math.inf
+    oldest = sealed[0]
+    ended_ms = min(oldest.max_timestamp_ms or oldest.last_timestamp_ms, oldest.last_timestamp_ms)
+    return max(0, ended_ms + retention.ms - now_ms)
 
 
 def trim_point(

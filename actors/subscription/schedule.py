@@ -29,6 +29,7 @@ from ister.storage.ranges import RangeSet
 from ister.words import counted
 
 LOOKED_AT_MAX: Final = 20_000  # single messages looked at in one turn: some 10 ms of work
+IDLE_S: Final = 60.0  # how often a subscription to a topic without a time to live looks whether it has one
 EXPIRE_S: Final = 10.0  # how often expired messages are searched for where nothing is delivered
 EXPIRE_BATCHES: Final = 64  # batches looked at in one such search
 # the delay of a notice per hundred consumers: sending it to them takes some 2 ms
@@ -55,6 +56,7 @@ class Schedule(SubscriptionPart):
         # include them.
         self.unseen = RangeSet()
         self._looked_at = 0  # messages, in this turn
+        self._look: Timer | None = None  # for expired messages
         self._expired = 0
         self._expired_told = 0
         # up to here, the messages after the cursor have times that are still in the future
@@ -62,7 +64,7 @@ class Schedule(SubscriptionPart):
 
     def start(self) -> None:
         """Search for expired messages now and then."""
-        self._subscription.call_later(EXPIRE_S, self._expire_unseen)
+        self._look = self._subscription.call_later(EXPIRE_S, self._expire_unseen)
 
     def opened(self) -> None:
         """Use what the journal remembers."""
@@ -83,7 +85,11 @@ class Schedule(SubscriptionPart):
 
     def topic_updated(self) -> None:
         """Apply the topic's new time to live."""
+        had = self._ttl_ms
         self._ttl_ms = int(self._subscription.topic.settings.get("message_ttl_ms", 0))
+        if self._ttl_ms and not had and self._look is not None:
+            self._look.cancel()
+            self._look = self._subscription.call_later(EXPIRE_S, self._expire_unseen)
 
     # ---- how much is looked at ----------------------------------------------------------------------------------
 
@@ -258,7 +264,7 @@ class Schedule(SubscriptionPart):
 
     def _expire_unseen(self) -> None:
         """Expire messages where nothing is delivered, since otherwise nobody looks at them."""
-        again_s = EXPIRE_S
+        again_s = EXPIRE_S if self._ttl_ms else IDLE_S
         subscription, journal = self._subscription, self._journal
         idle = not subscription.consumers.roster.outstanding  # what consumers hold may still be acknowledged
         if self._ttl_ms and journal.is_open and idle and subscription.failure is None:
@@ -285,7 +291,7 @@ class Schedule(SubscriptionPart):
             self._ahead_end = at
             if journal.cursor.low > low:
                 again_s = 0.0
-        subscription.call_later(again_s, self._expire_unseen)
+        self._look = subscription.call_later(again_s, self._expire_unseen)
 
     # ---- what it reports ----------------------------------------------------------------------------------------
 

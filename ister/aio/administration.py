@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Literal, Unpack
 
 from ister import arguments, requests
-from ister.administration import VERIFY_POLL_S
+from ister.administration import VERIFY_POLL_S, VERIFY_POLL_S_MAX
 from ister.aio.waiting import Waiting
 from ister.answers import (
     Explanation,
@@ -20,6 +20,7 @@ from ister.answers import (
     TopicInfo,
     with_booleans,
 )
+from ister.backoff import doubled
 from ister.consumer import Position
 from ister.errors import RemoteError
 from ister.outstanding import Request
@@ -74,10 +75,12 @@ class Administration(Waiting):
     ) -> dict[str, Any]:
         """Have the broker check every byte of a topic's log; see `ister.Client.verify_topic`."""
         asked = {"topic": topic, "verification": 0}
+        waits = 0
         while True:
             answer = await self._ask(Request("topic.verify", dict(asked)), timeout)
             asked["verification"] = answer.get("verification", 0)
-            if answer.get("waiting"):
+            waits = waits + 1 if answer.get("waiting") else 0
+            if waits:
                 if waiting is not None:
                     waiting()
             elif progress is not None and "bytes_total" in answer:
@@ -85,7 +88,7 @@ class Administration(Waiting):
             if answer["done"]:
                 report: dict[str, Any] = answer["report"]
                 return report
-            await asyncio.sleep(VERIFY_POLL_S)
+            await asyncio.sleep(doubled(VERIFY_POLL_S, VERIFY_POLL_S_MAX, max(0, waits - 1)))
 
     async def repair_topic(
         self, topic: str, *, skip_damaged: bool, timeout: float | None = None

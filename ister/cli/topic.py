@@ -25,7 +25,7 @@ from ister.requests import TopicOptions
 from ister.show import print_fields, print_json, print_table, progress
 from ister.words import counted
 
-WAITS_TOLD_AT: Final = 10  # questions, some two seconds
+WAITS_TOLD_AT: Final = 4  # questions, some two seconds
 
 _HELP_END = """\b
 Examples:

@@ -486,6 +486,14 @@ def test_a_check_that_somebody_waits_for_goes_on(stage: Stage) -> None:
     assert (answer["verification"], answer["done"]) == (number, True)
 
 
+def test_a_verification_that_has_not_begun_says_so(stage: Stage) -> None:
+    """It waits for its thread, or for the checks of other workers; its client shows that, and no progress."""
+    fill(stage, 30)
+    first = stage.client().request("topic.verify", topic="orders", verification=0)
+    assert (first["done"], first["waiting"], "bytes_total" in first) == (False, True, False)
+    assert verify_until_done(stage, verification=0)["bytes"]
+
+
 # ---- how often a topic is looked after ---------------------------------------------------------------------------
 
 
@@ -536,3 +544,23 @@ def test_new_settings_are_applied_soon_to_a_topic_at_rest(stage: Stage) -> None:
     stage.client().request("topic.update", topic="orders", retention_bytes=2_500_000)
     stage.advance(3)
     assert start_of(stage) > 40
+
+
+@pytest.mark.parametrize(
+    "settings", [{"retention_ms": 3_600_000}, {"retention_bytes": 1 << 30}], ids=["by age", "by bytes"]
+)
+def test_retention_that_is_not_due_costs_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    """Age drops a segment at its time, and bytes only when another one is sealed."""
+    looks = count_looks(stage, monkeypatch)
+    fill(stage, 50, **settings)
+    stage.advance(100)
+    upload(stage)
+    stage.advance(30)
+    del looks[:]
+    stage.advance(600)
+    assert 1 <= len(looks) <= 600 / 20
+    assert start_of(stage) == 0
+    stage.advance(3000)
+    assert (start_of(stage) > 0) == ("retention_ms" in settings)

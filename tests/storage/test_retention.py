@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
 
-from ister.storage.retention import Retention, times_of, trim_point
+from ister.storage.retention import Retention, due_in_ms, times_of, trim_point
 from ister.storage.segment import SegmentInfo
 
 DAY = 86_400_000
@@ -49,3 +50,22 @@ def test_a_clock_that_stepped_back_makes_nothing_older(back: int) -> None:
     found = segments(NOW - 2 * DAY, back, (NOW - DAY, back))
     assert times_of(found, NOW) == [NOW - 2 * DAY, NOW - 2 * DAY, NOW - DAY]
     assert kept_from(found, 7 * DAY) == 0
+
+
+def test_it_is_known_when_age_drops_something_next() -> None:
+    """Until then nothing is dropped, and right after that the oldest segment is."""
+    found = segments(NOW - 9 * DAY, NOW - 8 * DAY, NOW)
+    retention = Retention(ms=10 * DAY)
+    due_ms = NOW + int(due_in_ms(found, retention, NOW))
+    for later_ms, kept in ((NOW, 0), (due_ms, 0), (due_ms + 1, 1)):
+        assert trim_point(found, retention, now_ms=later_ms, acknowledged=None, floor=1 << 60) == kept
+    assert due_in_ms(found, Retention(ms=DAY), NOW) == 0
+
+
+def test_other_limits_wait_for_a_change() -> None:
+    """Bytes grow when a segment is sealed; only what subscriptions have acknowledged is to be asked for."""
+    found = segments(NOW - 9 * DAY)
+    assert due_in_ms(found, Retention(bytes=1), NOW) == math.inf
+    assert due_in_ms(found, Retention(), NOW) == math.inf
+    assert due_in_ms([], Retention(ms=1), NOW) == math.inf
+    assert due_in_ms(found, Retention(acknowledged=True), NOW) == 0
