@@ -15,7 +15,7 @@ CLIENT ?=
 CLIENTS_LONG ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick quick-actors quick-others check docs conf bench crash sim soak build-clients test-clients serve clean python-version
+.PHONY: help demo test quick quick-actors quick-others check docs conf bench bench-full bench-peers bench-scaling crash sim soak build-clients test-clients serve clean python-version
 
 help: ## list what can be made
 	@echo "make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
@@ -56,8 +56,20 @@ docs: $(STAMP) $(VENV)/.docs ## build docs/ and the pages beside it as a site in
 conf: $(STAMP) ## write conf/ister.toml from ister/defaults.py
 	@$(BIN)/python -c 'import ister.settings, pathlib; pathlib.Path("$(CONF)").write_text(ister.settings.settings_toml())'
 
-bench: $(STAMP) ## measure throughput and latency
-	@$(BIN)/ister bench $(ARGS)
+bench: $(STAMP) ## measure this machine in two minutes: a table and a plot, and build/bench/ with results and page
+	@$(BIN)/python benchmarks/suite.py --out build/bench/quick $(ARGS)
+
+bench-full: $(STAMP) ## the same with five rounds, and growth over topics, consumers, subscriptions and backlog (25 minutes)
+	@$(BIN)/python benchmarks/suite.py --full --out build/bench/full $(ARGS)
+
+bench-peers: $(STAMP) ## beside NATS, Redis, RabbitMQ, mosquitto and Iggy, installed where they can be (50 minutes)
+	@mkdir -p build/bench
+	@$(BIN)/python benchmarks/peers.py --json build/bench/peers.json $(ARGS)
+	@$(BIN)/ister bench page build/bench/peers.json --title "Ister and its peers" --out build/bench/peers.html
+
+bench-scaling: $(STAMP) ## throughput and CPU seconds over workers 1, 2, 4, 8, 16, as far as the cores go
+	@mkdir -p build/bench
+	@$(BIN)/python benchmarks/scaling.py --json build/bench/scaling.json $(ARGS)
 
 crash: $(STAMP) ## kill a broker ROUNDS=20 times, and check that nothing is lost (SEED=n for the same kills, CLIENT=go for its clients)
 	@$(BIN)/python -m tests.crash.campaign --rounds $(ROUNDS) $(if $(SEED),--seed $(SEED)) $(if $(CLIENT),--client $(CLIENT)) $(ARGS)

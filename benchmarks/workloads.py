@@ -149,11 +149,13 @@ def _party(data: str, **settings: Any) -> Iterator[Party]:
         yield Party(stack, data, **settings)
 
 
-def _per_message(before: Mapping[str, int], after: Mapping[str, int], messages: int) -> dict[str, float]:
+def per_message(before: Mapping[str, int], after: Mapping[str, int], messages: int) -> dict[str, float]:
+    """Return the CPU time of a message by role, in us."""
     return {role: round((after[role] - before[role]) / 1e3 / messages, 3) for role in after}
 
 
-def _percentiles(name: str, ns: list[int]) -> dict[str, float]:
+def percentiles(name: str, ns: list[int]) -> dict[str, float]:
+    """Return p50 and p99 of times in ns, in us; each was measured."""
     ns = sorted(ns)
     return {
         f"{name}_{label}_us": round(ns[min(len(ns) - 1, int(len(ns) * part))] / 1e3, 1)
@@ -422,8 +424,9 @@ def flow(
     durability: Any = "fsync",
     subscriptions: int = 1,
     rate: float = 0,
+    raw: bool = False,
 ) -> dict[str, Any]:
-    """One producer, one topic, a consumer's process for each subscription."""
+    """One producer, one topic, a consumer's process for each subscription; `raw` adds each latency, in ns."""
     messages = max(100, int(messages * scale))
     with _party(data) as party:
         producer = party.child("producer")
@@ -459,7 +462,7 @@ def flow(
     received = sum(each["messages"] for each in got)
     if strategy == "reliable" and received < messages * subscriptions:
         raise RuntimeError(f"{received} of {messages * subscriptions} messages of a reliable topic came")
-    cpu = _per_message(before, after, messages)
+    cpu = per_message(before, after, messages)
     told: dict[str, Any] = {
         "messages": messages,
         "missing": messages * subscriptions - received,
@@ -467,7 +470,9 @@ def flow(
     }
     if rate:
         took = [each for one in got for each in one["took"]]
-        return {**told, **_percentiles("receipt", sent["took"]), **_percentiles("delivered", took)}
+        if raw:
+            told["raw"] = {"receipt": sent["took"], "delivered": took}
+        return {**told, **percentiles("receipt", sent["took"]), **percentiles("delivered", took)}
     seconds = (max(each["ended"] for each in got) - sent["began"]) / 1e9
     return {**told, "messages_per_second": round(received / seconds)}
 
@@ -481,6 +486,7 @@ def lone(
     size: int = 1024,
     strategy: Any = "reliable",
     durability: Any,
+    raw: bool = False,
 ) -> dict[str, Any]:
     """One producer without a consumer: receipts awaited one at a time, or frames of one message."""
     messages = max(100, int(messages * scale))
@@ -492,14 +498,18 @@ def lone(
             producer.tell(job, topic=topic, messages=count, size=size)
             sent = producer.answer()
             after = party.cpu()
-    cpu = _per_message(before, after, messages)
+    cpu = per_message(before, after, messages)
     rate = round(messages / ((sent["ended"] - sent["began"]) / 1e9))
     told = {"messages": messages, "messages_per_second": rate, "worker_us": cpu["worker"], "cpu_us": cpu}
-    return told | (_percentiles("receipt", sent["took"]) if "took" in sent else {})
+    if raw:
+        told["raw"] = {"receipt": sent["took"]}
+    return told | (percentiles("receipt", sent["took"]) if "took" in sent else {})
 
 
-def keys(scale: float, data: str, *, consumers: int, messages: int) -> dict[str, Any]:
-    """Drain a backlog of messages of 100 B with 1,000 keys, Key-Shared, consumers of one client."""
+def keys(
+    scale: float, data: str, *, consumers: int, messages: int, kind: str = "key-shared"
+) -> dict[str, Any]:
+    """Drain a backlog of messages of 100 B with 1,000 keys, by consumers of one client."""
     messages = max(2000, int(messages * scale) // 1000 * 1000)
     with _party(data) as party:
         party.client.create_topic("backlog")
@@ -512,13 +522,13 @@ def keys(scale: float, data: str, *, consumers: int, messages: int) -> dict[str,
                 "drain",
                 topic="backlog",
                 subscription=subscription,
-                kind="key-shared",
+                kind=kind,
                 consumers=consumers,
                 messages=messages,
             )
             got = consumer.answer()
             after = party.cpu()
-    cpu = _per_message(before, after, messages)
+    cpu = per_message(before, after, messages)
     rate = round(messages / ((got["ended"] - got["began"]) / 1e9))
     return {"messages": messages, "messages_per_second": rate, "worker_us": cpu["worker"], "cpu_us": cpu}
 
@@ -537,7 +547,7 @@ def topics(scale: float, data: str, *, count: int, messages: int, batch: int) ->
             producer.go()
             sent = producer.answer()
             after = party.cpu()
-    cpu = _per_message(before, after, messages)
+    cpu = per_message(before, after, messages)
     rate = round(messages / ((sent["ended"] - sent["began"]) / 1e9))
     return {"messages": messages, "messages_per_second": rate, "worker_us": cpu["worker"], "cpu_us": cpu}
 
@@ -584,9 +594,9 @@ def memory(scale: float, data: str, *, workers: int) -> dict[str, Any]:
     }
 
 
-def reader_memory(scale: float, data: str, *, messages: int) -> dict[str, Any]:
-    """Resident memory of a worker after a consumer has read a long backlog."""
-    messages = int(messages * scale)
+def backlog(scale: float, data: str, *, messages: int) -> dict[str, Any]:
+    """Fill a topic with messages of 100 B, then read all: rate, CPU, and the worker's resident memory after it."""
+    messages = max(1000, int(messages * scale))
     with _party(data) as party:
         party.client.create_topic("backlog")
         producer, consumer = party.child("producer"), party.child("consumer")
@@ -594,15 +604,21 @@ def reader_memory(scale: float, data: str, *, messages: int) -> dict[str, Any]:
         producer.answer()
         producer.go()
         producer.answer()
-        consumer.tell(
-            "consume", topic="backlog", subscription="s", messages=messages, batch=True, paced=False
-        )
+        arguments = {"topic": "backlog", "subscription": "s", "batch": True, "paced": False}
+        before, began = party.cpu(), now()
+        consumer.tell("consume", messages=messages, **arguments)
         consumer.answer()
         got = consumer.answer()
+        after = party.cpu()
         resident = _field_mb(party.pids["worker"][0], "status", "VmRSS:")
         consumer.go()
         consumer.answer()
-    return {"messages": got["messages"], "worker_rss_mb": resident}
+    return {
+        "messages": got["messages"],
+        "messages_per_second": round(messages / ((got["ended"] - began) / 1e9)),
+        "worker_rss_mb": resident,
+        "cpu_us": per_message(before, after, messages),
+    }
 
 
 def _pss_mb(pids: list[int]) -> float:
@@ -729,8 +745,8 @@ def _rows() -> Iterator[Row]:
     yield Row(
         "reader-memory",
         "a worker after 20 million messages of 100 B were read",
-        {"worker_rss_mb": False},
-        some(reader_memory, messages=20_000_000),
+        {"worker_rss_mb": False, **RATE},
+        some(backlog, messages=20_000_000),
     )
 
 
