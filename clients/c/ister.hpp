@@ -182,6 +182,7 @@ class consumer {
     void ack(const std::vector<message> &of) {
         ister_error told;
         std::vector<ister_message *> raw;
+        raw.reserve(of.size());
         for (const auto &each : of) raw.push_back(each.get());
         detail::check(ister_consumer_ack(it_.get(), raw.data(), raw.size(), &told), told);
     }
@@ -241,6 +242,7 @@ class client {
     client(const std::vector<std::string> &endpoints, milliseconds timeout,
            const ister_client_options &options = ister_client_options{}) {
         std::vector<const char *> raw;
+        raw.reserve(endpoints.size());
         for (const auto &each : endpoints) raw.push_back(each.c_str());
         ister_error told;
         ister_client *made = nullptr;

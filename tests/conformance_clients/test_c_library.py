@@ -14,6 +14,7 @@ from tests.conformance_clients import drivers, packages
 FOLDER = drivers.CLIENTS / "c"
 WHY_NOT = drivers.named("c").lacks()
 PATIENCE_S = 240
+LINT_PATIENCE_S = 1200  # it follows every path through the library: some 90 s of a processor
 PROGRAMS = packages.programs(FOLDER, "c", "cpp")
 
 pytestmark = packages.marks(PATIENCE_S, WHY_NOT)
@@ -38,6 +39,14 @@ def test_it_is_formatted(copied: Path) -> None:
     if shutil.which("clang-format") is None:
         pytest.skip("c: this machine has no clang-format")
     make(copied, "format-check")
+
+
+@pytest.mark.timeout(LINT_PATIENCE_S + 60)
+def test_it_has_no_finding_of_the_linter(copied: Path) -> None:
+    """clang-tidy, by the rules of `.clang-tidy`, finds nothing in the library, its C++ wrapper, and the driver."""
+    if shutil.which("clang-tidy") is None:
+        pytest.skip("c: this machine has no clang-tidy")
+    packages.run(copied, "make", "--no-print-directory", "lint", patience_s=LINT_PATIENCE_S)
 
 
 def test_its_own_tests_pass(copied: Path) -> None:
