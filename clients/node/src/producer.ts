@@ -97,6 +97,8 @@ const READY = Promise.resolve();
 
 /** Sends messages to one topic. */
 export class Producer implements AsyncDisposable {
+  private batchBytes = 0; // of the payloads of the last batch: the next one is likely to be like it
+
   /** @internal */
   constructor(
     private readonly network: Network,
@@ -189,16 +191,27 @@ export class Producer implements AsyncDisposable {
   /** Send many messages as one batch: one receipt, and offsets that follow each other. */
   sendBatch(messages: Iterable<Outgoing | Payload>): Receipt {
     this.check();
-    const gathering = new Gathering();
+    const gathering = new Gathering(this.batchBytes);
     let payloads = 0;
     for (const each of messages) {
-      const message = typeof each === "string" || each instanceof Uint8Array ? { payload: each } : each;
-      const content = contentOf(message);
+      if (typeof each === "string" || each instanceof Uint8Array) {
+        const bytes = sizeOf(each);
+        this.checkSize(bytes);
+        payloads += bytes;
+        if (gathering.plain) {
+          gathering.addPayload(each, bytes); // what most batches are made of
+        } else {
+          gathering.add(contentOf({ payload: each }));
+        }
+        continue;
+      }
+      const content = contentOf(each);
       this.checkTime(content.deliverAt);
       this.checkSize(content.payloadBytes);
       payloads += content.payloadBytes;
       gathering.add(content);
     }
+    this.batchBytes = payloads;
     if (gathering.count === 0) {
       throw invalid("a batch holds at least one message");
     }
