@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from ister.storage.continuing import lost_below
@@ -35,6 +35,7 @@ class StoredHistory:
         self.gaps: Gaps = lost_below(history, claimed)  # missing above the start, permanently
         self.plan = UploadPlan(claimed, parallel)
         self._pieces = pieces_below(history, claimed)  # the segments in the store, by offset
+        self._partly = partly_in(self._pieces)
 
     @property
     def watermark(self) -> int:
@@ -44,6 +45,8 @@ class StoredHistory:
     def uploaded(self, piece: Piece) -> None:
         """Note that a segment was uploaded."""
         insort(self._pieces, piece, key=lambda each: each.start)
+        if piece.segment.damaged:
+            self._partly = partly_in(self._pieces)
         self.plan.done(piece.segment.base, piece.segment.end)
 
     def pass_gaps(self, missing: Gaps) -> None:
@@ -64,11 +67,11 @@ class StoredHistory:
         self.start = point
         self.gaps = tuple((max(first, point), end) for first, end in self.gaps if end > point)
         self._pieces = [piece for piece in self._pieces if piece.end > point]
+        self._partly = partly_in(self._pieces)
 
     def told(self) -> tuple[int, int, Gaps, Gaps]:
         """Return what the topic is told: start, watermark, gaps, and what the store has of damaged segments."""
-        partly = tuple((piece.start, piece.end) for piece in self._pieces if piece.segment.damaged)
-        return self.start, self.watermark, self.gaps[:GAPS_TOLD_MAX], partly[:GAPS_TOLD_MAX]
+        return self.start, self.watermark, self.gaps[:GAPS_TOLD_MAX], self._partly
 
     def segments(self) -> Iterator[SegmentInfo]:
         """Yield the part of each object below the watermark that counts, as a segment of a log."""
@@ -98,6 +101,12 @@ def pieces_below(history: History, start: int) -> list[Piece]:
         for piece in history.pieces
         if piece.start < start
     ]
+
+
+def partly_in(pieces: Sequence[Piece]) -> Gaps:
+    """Return the offsets of which the store has what is left of a damaged segment."""
+    partly = tuple((piece.start, piece.end) for piece in pieces if piece.segment.damaged)
+    return partly[:GAPS_TOLD_MAX]
 
 
 def piece_of(segment: SegmentInfo, name: str, first: int, epoch: int, *, damaged: bool = False) -> Piece:

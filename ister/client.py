@@ -138,8 +138,8 @@ class Client(Administration):
 
         A batch is sent when it has `batch_bytes` (default: 64 KiB, and up to 256 KiB while receipts lag behind four
         batches or more), when `linger_ms` have passed, or when the batch before it is answered; a lone message is sent
-        at once. While more than 32 producers of the connection wait for receipts, `linger_ms` grows with their number,
-        up to 50 ms, and larger batches cost less. At most `window_bytes` (default: what the broker allows) are sent
+        at once. While more than ten producers of the connection wait for receipts, `linger_ms` grows with their number,
+        up to 100 ms, and larger batches cost less. At most `window_bytes` (default: what the broker allows) are sent
         without an answer. With a `name` it is the same producer across restarts of the program; a second producer of
         that name fences the first. Raises `RemoteError` (`unknown-topic`, ...), `TimeoutExpiredError`.
         """

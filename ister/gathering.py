@@ -27,10 +27,8 @@ NOTHING: Final = -1  # room for nothing: the next message takes the path with al
 
 # A batch costs the broker tens of microseconds, however few messages it has. While many producers of a connection have
 # batches on their way, each waits for its own for longer than a batch lingers, so that larger ones cost nobody time.
-AWAITING_USUAL: Final = (
-    32  # producers with batches on their way; with twice as many a batch lingers twice as long
-)
-STRETCHED_S_MAX: Final = 0.05
+AWAITING_USUAL: Final = 10  # producers that wait so; with twice as many a batch lingers twice as long
+STRETCHED_S_MAX: Final = 0.1
 
 
 def stretched(linger_s: float, awaiting: int) -> float:

@@ -72,3 +72,18 @@ def test_a_failed_sync_of_a_file_system_raises(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(OSError, match="syncing the file system") as raised:
         file_system.sync()
     assert raised.value.errno == errno.EIO
+
+
+@linux
+def test_a_folder_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a commit is covered is asked for each of thousands a second; a folder that is gone is an error."""
+    system = LocalFileSystem(str(tmp_path))
+    (tmp_path / "log").mkdir()
+    file = tmp_path / "log" / "0.seg"
+    with pytest.raises(OSError, match=r"0\.seg"):
+        system.covers(str(file))
+    file.touch()
+    assert system.covers(str(file))
+    monkeypatch.setattr(os, "stat", lambda *_, **__: pytest.fail("it is known"))
+    assert system.covers(str(file))
+    assert system.covers(str(tmp_path / "log" / "1.seg"))
