@@ -40,7 +40,8 @@ type attachment struct {
 	openRef   uint64 // of the last open
 	instance  string // which of all the subscriptions of this name it is, as the broker said last
 	err       *Error
-	complaint *Error
+	complaint *Error // about an acknowledgment
+	damage    *Error // that the subscription has come upon: told when nothing from before it is left
 	trouble   *Error
 	forgotten bool
 	position  uint64
@@ -266,11 +267,9 @@ func (a *attachment) event(h header) {
 	case "dropped":
 		a.dropped = told.Count
 	case damaged: // nothing comes until an operator decides: the program must hear of that
-		a.complaint = &Error{damaged, Stop, told.Text}
+		a.damage = &Error{damaged, Stop, told.Text}
 	case "sought":
-		if a.complaint != nil && a.complaint.Code == damaged {
-			a.complaint = nil
-		}
+		a.damage = nil
 		a.voidAcks()
 		a.epoch++
 		a.soughtAt = a.epoch

@@ -94,7 +94,7 @@ func (r *Receiver) ReceiveTogether(ctx context.Context, most int) (*Batch, error
 		if taken != nil {
 			return true, nil
 		}
-		return false, r.check()
+		return false, r.why()
 	})
 	return taken, err
 }

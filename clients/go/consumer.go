@@ -185,7 +185,7 @@ func (r *Receiver) Receive(ctx context.Context) (*Message, error) {
 		if taken != nil {
 			return true, nil
 		}
-		return false, r.check()
+		return false, r.why()
 	})
 	return taken, err
 }
@@ -199,9 +199,17 @@ func (r *Receiver) ReceiveBatch(ctx context.Context, most int) ([]*Message, erro
 		if taken != nil {
 			return true, nil
 		}
-		return false, r.check()
+		return false, r.why()
 	})
 	return taken, err
+}
+
+// why returns the error because of which nothing comes; nil where something may come yet.
+func (r *Receiver) why() *Error {
+	if err := r.check(); err != nil {
+		return err
+	}
+	return r.a.harm()
 }
 
 // said has what was said to the broker sent (lock held).

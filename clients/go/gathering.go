@@ -13,8 +13,9 @@ const (
 	lengthBytes  = 4
 	timeBytes    = 8
 	buffersKept  = 8
-	bufferLeast  = 4 << 10 // smaller ones are not worth keeping
-	receiptsMade = 64      // receipts that are allocated together
+	bufferLeast  = 4 << 10   // smaller ones are not worth keeping
+	bufferMost   = 256 << 10 // and larger ones are too much to keep
+	receiptsMade = 64        // receipts that are allocated together
 )
 
 type column struct{ table, joined []byte }
@@ -140,7 +141,7 @@ func (g *gathering) room() column {
 
 // giveBack has the frames of a batch used again, once nothing will send them.
 func (g *gathering) giveBack(body [][]byte) {
-	if len(g.spare) < buffersKept && len(body) > 1 && len(body[1]) >= bufferLeast {
+	if len(g.spare) < buffersKept && len(body) > 1 && len(body[1]) >= bufferLeast && cap(body[1]) <= bufferMost {
 		g.spare = append(g.spare, column{body[0][:0], body[1][:0]})
 	}
 }

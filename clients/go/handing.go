@@ -217,6 +217,16 @@ func (g *handing) hasSome() bool {
 	return g.inHand != nil && g.inHand.at < g.inHand.count
 }
 
+// harm returns the damage that the subscription has come upon, once, when nothing from before it is left.
+func (a *attachment) harm() *Error {
+	if a.damage == nil || a.asking != 0 || a.hasSome() {
+		return nil
+	}
+	damage := a.damage
+	a.damage = nil
+	return damage
+}
+
 // asked notes that the program asks for more: it is done with what it had. Its credit follows.
 func (a *attachment) asked(now time.Time) {
 	g := &a.handing

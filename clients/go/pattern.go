@@ -333,6 +333,9 @@ func (p *PatternConsumer) turn(take func(a *attachment) bool) (bool, *Error) {
 			m.a.complaint = nil
 			return false, ofTopic(m.a.topic, complaint)
 		}
+		if damage := m.a.harm(); damage != nil {
+			return false, ofTopic(m.a.topic, damage)
+		}
 		if m.a.err != nil {
 			if err := p.lost(m); err != nil {
 				return false, err

@@ -434,10 +434,13 @@ func TestDamageIsToldOnceWhatCameBeforeItIsTaken(test *testing.T) {
 	if a.nextOne(t.now) == nil || a.nextOne(t.now) != nil {
 		t.Fatal("what came before was not handed out")
 	}
-	if err := receiver.check(); err == nil || err.Code != "log-damaged" {
+	if err := receiver.check(); err != nil {
+		t.Fatal("told to who acknowledges", err)
+	}
+	if err := receiver.why(); err == nil || err.Code != "log-damaged" {
 		t.Fatal(err)
 	}
-	if err := receiver.check(); err != nil {
+	if err := receiver.why(); err != nil {
 		t.Fatal(err)
 	}
 }
