@@ -24,7 +24,7 @@ from ister.actors.lanes import Lane, Lanes, slot_of
 from ister.actors.ledger import Held
 from ister.actors.selection import Member
 
-GROUPED_MAX: Final = 2_000  # messages that wait for one consumer in groups; more are left to the lanes
+GROUPED_MAX: Final = 10_000  # messages that wait for one consumer in groups; more are left to the lanes
 # A consumer that holds and may take fewer messages than this together gets them from lanes: its keys take turns.
 WINDOW_MIN: Final = 256
 KEYS_MAX: Final = 20_000  # keys whose consumer is known without a look at its slot; 100 bytes each

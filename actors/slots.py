@@ -35,11 +35,24 @@ class Slots:
         if not self.of:
             mine = list(range(SLOTS))
         else:
-            for _ in range(SLOTS // (len(self.of) + 1)):
-                donor = self._first_of(self._most, -1)
-                mine.append(slot := self.of[donor].pop())
-                given.setdefault(donor, []).append(slot)
-                self._count(donor)
+            share, count = SLOTS // (len(self.of) + 1), len(self.of)
+            if share >= count:  # each gives some: all at once
+                left, more = divmod(SLOTS - share, count)
+                donors = sorted(self.of, key=lambda each: (-len(self.of[each]), each.age))
+                for at, donor in enumerate(donors):
+                    slots = self.of[donor]
+                    keeps = left + (at >= count - more)
+                    if part := slots[keeps:]:
+                        given[donor] = part
+                        mine += part
+                        del slots[keeps:]
+                self._count_all()
+            else:
+                for _ in range(share):
+                    donor = self._first_of(self._most, -1)
+                    mine.append(slot := self.of[donor].pop())
+                    given.setdefault(donor, []).append(slot)
+                    self._count(donor)
         self.of[member] = mine
         self._count(member)
         for slot in mine:
@@ -50,6 +63,18 @@ class Slots:
         """Take a consumer's slots; return them, and what each other consumer got, nothing if there is no other."""
         mine = self.of.pop(member)
         got: dict[Member, list[int]] = {}
+        if self.of and len(mine) >= len(self.of):  # each gets some: all at once
+            least, more = divmod(SLOTS, len(self.of))
+            at = 0
+            for number, heir in enumerate(sorted(self.of, key=lambda each: (-len(self.of[each]), each.age))):
+                slots = self.of[heir]
+                if part := mine[at : (at := at + least + (number < more) - len(slots))]:
+                    got[heir] = part
+                    slots += part
+                    for slot in part:
+                        self.owners[slot] = heir
+            self._count_all()
+            return mine, got
         for slot in mine:
             if not self.of:
                 self.owners[slot] = None
@@ -68,8 +93,16 @@ class Slots:
             if len(heap) < bound:
                 heapq.heappush(heap, (sign * count, member.age, member))
             else:  # most of the heap is outdated
-                heap[:] = [(sign * len(slots), each.age, each) for each, slots in self.of.items()]
-                heapq.heapify(heap)
+                self._count_anew(heap, sign)
+
+    def _count_all(self) -> None:
+        """Note that the number of slots of all consumers has changed."""
+        self._count_anew(self._most, -1)
+        self._count_anew(self._least, 1)
+
+    def _count_anew(self, heap: list[tuple[int, int, Member]], sign: int) -> None:
+        heap[:] = [(sign * len(slots), each.age, each) for each, slots in self.of.items()]
+        heapq.heapify(heap)
 
     def _first_of(self, heap: list[tuple[int, int, Member]], sign: int) -> Member:
         """Return the first consumer of `_most` or `_least`, which must not be empty."""

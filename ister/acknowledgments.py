@@ -13,6 +13,8 @@ Invariants
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
+from operator import lt
 from typing import Final, Protocol
 
 from ister import wire
@@ -109,6 +111,12 @@ class Acknowledgments:
         if len(self._ranges) >= ACK_RANGES_MAX:
             self.flush()
 
+    def add_runs(self, delivery: Delivery, runs: Ranges, now: float) -> None:
+        """Acknowledge half-open ranges of offsets of one delivery, ascending; at least one."""
+        if not self.silent and not self.is_void(delivery):
+            self._ranges += runs[:-1]
+        self.add(delivery, *runs[-1], now)
+
     def add_until(self, delivery: Delivery, offset: int, now: float) -> None:
         """Acknowledge everything up to and including `offset`, soon."""
         if self.silent or self.is_void(delivery):
@@ -160,7 +168,7 @@ class Acknowledgments:
             ranges = [self._last_sent]
         for part in range(0, len(ranges), wire.RANGES_MAX):
             sent = ranges[part : part + wire.RANGES_MAX]
-            more: wire.Header = {Key.RANGES: [number for pair in sent for number in pair]}
+            more: wire.Header = {Key.RANGES: list(chain.from_iterable(sent))}
             if confirm and part + wire.RANGES_MAX >= len(ranges):
                 ref = more[Key.REF] = speaker.expect_confirmation()
                 self.confirming[ref] = [*self._unproven, *ranges]
@@ -247,7 +255,7 @@ class Acknowledgments:
 def flattened(ranges: Ranges) -> Iterator[list[int]]:
     """Yield the ranges as they travel, as many as fit a frame at a time."""
     for part in range(0, len(ranges), wire.RANGES_MAX):
-        yield [number for pair in ranges[part : part + wire.RANGES_MAX] for number in pair]
+        yield list(chain.from_iterable(ranges[part : part + wire.RANGES_MAX]))
 
 
 def runs_of(offsets: list[int]) -> Ranges:
@@ -271,6 +279,9 @@ def joined(ranges: Ranges) -> Ranges:
     if len(ranges) < 2:
         return ranges
     ranges.sort()
+    flat = list(chain.from_iterable(ranges))
+    if all(map(lt, flat, flat[1:])):
+        return ranges
     whole = [ranges[0]]
     for first, end in ranges[1:]:
         if first <= whole[-1][1]:

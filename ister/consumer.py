@@ -74,7 +74,16 @@ class Consumer(Receiver):
                 run.offsets.append(what.offset)
                 if acks.run is run:  # otherwise it may have come too late
                     return
+        elif isinstance(what, BaseBatch) and what.delivery.owner is self.attachment and what:
+            self._ack_runs(what.delivery, what.ranges)
+            return
         self._ack_ranges(self._ranges_of(what))
+
+    def _ack_runs(self, delivery: Delivery, runs: list[tuple[int, int]]) -> None:
+        with self._lock:
+            self._check()
+            self.attachment.acks.add_runs(delivery, runs, self._network.clock.monotonic())
+            self._soon()
 
     def _ack_ranges(self, ranges: list[tuple[Delivery, int, int]]) -> None:
         attachment, network = self.attachment, self._network

@@ -124,6 +124,8 @@ class Delivery:
         """Return the half-open ranges of offsets of the messages from index `start` up to `stop`; at least one."""
         if self.ranges is None:
             return [(self.first + start, self.first + stop)]
+        if start == 0 and stop == self.count:
+            return self.ranges[:]
         offsets = self.offsets
         first, end = offsets[start], offsets[stop - 1] + 1
         return [(max(low, first), min(high, end)) for low, high in self.ranges if low < end and first < high]

@@ -36,7 +36,7 @@ from ister.storage.cursor_format import (
     salt_of_journal,
 )
 from ister.storage.disk import Disk, File
-from ister.storage.marked_ranges import MarkedRanges
+from ister.storage.ranges import RangeSet, encode_ranges
 from ister.storage.reserve import Reserve
 
 T = TypeVar("T")
@@ -45,6 +45,8 @@ T = TypeVar("T")
 COMPACT_BYTES_MIN: Final = 1 << 20
 # On a full disk as soon as that gives a block back.
 FULL_BYTES_MIN: Final = 4096
+# Ranges that wait for a flush in the order in which they came; then they are joined.
+NOTED_APART_MAX: Final = 65_536
 
 
 class CursorJournal:
@@ -72,7 +74,8 @@ class CursorJournal:
         self._file = file
         self._end = end
         self._salt = salt_of_journal(incarnation)
-        self._noted = MarkedRanges()
+        self._noted = RangeSet()
+        self._noted_apart: list[tuple[int, int]] = []  # the same, of acknowledgments in many pieces
         self._failures: list[bytes] = []  # noted
         self._waits: list[bytes] = []  # the same
         self._since: list[bytes] | None = None  # entries flushed since a compaction began
@@ -152,7 +155,10 @@ class CursorJournal:
         """Acknowledge many ranges, which ascend and do not overlap, in the next `flush`; return how many were new."""
         new = self.cursor.acknowledge_all(ranges)
         if new:
-            self._noted.add_all(ranges)
+            self._noted_apart += ranges
+            if len(self._noted_apart) > NOTED_APART_MAX:  # the disk takes nothing for a long time
+                self._noted = RangeSet(sorted([*self._noted, *self._noted_apart]))
+                self._noted_apart = []
         return new
 
     def note_failed(
@@ -179,7 +185,10 @@ class CursorJournal:
     @property
     def noted(self) -> bool:
         """Return whether anything waits for a flush."""
-        return bool(self._noted or self._failures)
+        return bool(self._noted or self._noted_apart or self._failures)
+
+    def _forget_noted(self) -> None:
+        self._noted, self._noted_apart, self._failures, self._waits = RangeSet(), [], [], []
 
     def flush(self) -> int:
         """Write everything noted since, as an entry of each kind; return their bytes.
@@ -190,7 +199,8 @@ class CursorJournal:
             raise self.failed
         if not self.noted:
             return 0
-        entry = encode_entry(self._salt, ACKNOWLEDGED, self._noted.view().encode()) if self._noted else b""
+        noted = self._noted.encode() + encode_ranges(self._noted_apart)
+        entry = encode_entry(self._salt, ACKNOWLEDGED, noted) if noted else b""
         if self._failures:
             entry += encode_entry(self._salt, FAILED, b"".join(self._failures))
         if self._waits:
@@ -202,7 +212,7 @@ class CursorJournal:
         if not appended:  # the file was rewritten, with all of it
             return len(entry)
         self._end += len(entry)
-        self._noted, self._failures, self._waits = MarkedRanges(), [], []
+        self._forget_noted()
         if self._since is not None:
             self._since.append(entry)
         return len(entry)
@@ -244,7 +254,7 @@ class CursorJournal:
         file, self._end = fresh_file(self._disk, self.path, self.incarnation, self.cursor)
         self._file.close()
         self._file = file
-        self._noted, self._failures, self._waits = MarkedRanges(), [], []
+        self._forget_noted()
         self._unproven, self._folder_dirty = b"", False
 
     def _fail(self, done: str, error: BaseException) -> LogFailedError:
@@ -376,7 +386,7 @@ class CursorJournal:
         self._file.close()
         self._file, self._end = file, fresh.size
         self.cursor = moved
-        self._noted, self._failures, self._waits = MarkedRanges(), [], []
+        self._forget_noted()
         self._unproven, self._folder_dirty = b"", False
 
     @property

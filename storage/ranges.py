@@ -10,7 +10,7 @@ import sys
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from itertools import chain, pairwise
 
 
 class RangeSet:
@@ -197,6 +197,11 @@ class RangeSet:
         twin._firsts, twin._ends = pairs[0::2], pairs[1::2]
         twin._total = sum(twin._ends) - sum(twin._firsts)
         return twin
+
+
+def encode_ranges(ranges: Iterable[tuple[int, int]]) -> bytes:
+    """Return ranges in their order as pairs of little-endian 64-bit numbers."""
+    return _little(array("q", chain.from_iterable(ranges))).tobytes()
 
 
 def _little(numbers: array[int]) -> array[int]:

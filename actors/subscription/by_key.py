@@ -28,6 +28,8 @@ from ister.errors import IsterError
 
 # How far the log is read ahead of what is handed out, for keys that are not blocked, and how often in one turn.
 LOOK_AHEAD: Final = 5_000  # waiting messages
+LOOK_AHEAD_EACH: Final = 200  # for each consumer: what is sent together is worth its frame
+LOOK_AHEAD_MAX: Final = 25_000  # however many consumers there are
 LOOK_AHEAD_BATCHES: Final = 16
 # messages that were left in the log are read again this often, even while there are new ones
 REFILL_S: Final = 0.02
@@ -99,6 +101,8 @@ class ByKey(Delivery):
                 budget -= sent
             elif subscription.consumers.roster.choose() is None or not self._look_further():
                 return False
+            else:
+                self._look_ahead()
         subscription.wake()
         return True
 
@@ -219,8 +223,10 @@ class ByKey(Delivery):
             self._refill_s = now_s + REFILL_S
             if (at := self._lanes.refill_from()) is not None:
                 self._look_at_left(at)
+        each = LOOK_AHEAD_EACH * len(self._subscription.consumers)
+        enough = max(LOOK_AHEAD, min(each, LOOK_AHEAD_MAX))
         for _ in range(LOOK_AHEAD_BATCHES):
-            if self._lanes.waiting >= LOOK_AHEAD or not self._look_further():
+            if self._lanes.waiting >= enough or not self._look_further():
                 return
 
     def _look_further(self) -> bool:

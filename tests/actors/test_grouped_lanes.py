@@ -126,7 +126,7 @@ class GroupedMachine(LanesMachine):
             assert self.lanes.has_work(member) == bool(self.heads(member))
 
 
-GroupedMachine.TestCase.settings = settings(max_examples=2000 if LONG else 120, stateful_step_count=50)
+GroupedMachine.TestCase.settings = settings(max_examples=2000 if LONG else 40, stateful_step_count=40)
 test_messages_that_go_together_keep_what_lanes_promise = GroupedMachine.TestCase
 
 
