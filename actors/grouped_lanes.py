@@ -3,13 +3,13 @@
 The lanes of `lanes.py` know each message. As long as a key is at the consumer that owns its slot, nothing of it came
 back and nothing of it waits in a lane, its messages need none: they wait for their consumer in groups, each the
 messages of one batch, in the order of the log, and of those in flight only the key is kept. What happens to single
-messages turns groups into lanes again: a message comes back, a slot changes its consumer, a consumer takes nothing or
-so little at a time that its keys have to take turns.
+messages turns groups into lanes again: a message comes back, a consumer takes nothing, or so little at a time that its
+keys have to take turns. A key that goes to another consumer has a lane until nothing of it is in flight at the old one.
 
 Invariants
 - a key does not wait in a group and in a lane at the same time; nor in a group while its lane is blocked
 - a message in flight without a lane is at the consumer that owns the slot of its key
-- the groups of a consumer are in the order of the log, and bounded
+- the groups of a consumer are bounded; the messages of a key are in the order of the log in them
 """
 
 from __future__ import annotations
@@ -80,22 +80,52 @@ class GroupedLanes(Lanes):
         self._end_change(before)
 
     def _begin_change(self) -> list[Member | None]:
-        """Let all that waits be in lanes; return who owns the slots."""
-        self._dissolve_all()
+        """Forget who owns which key; return who owns the slots."""
         self._owner_of.clear()
         return self._slots[:] if self._flying else []
 
     def _end_change(self, before: list[Member | None]) -> None:
-        """Let what is in flight of keys that have another consumer now be in lanes, which wait for it."""
-        if not before:
-            return
-        slots, flying = self._slots, self._flying
-        moved = {key for key in set(flying.values()) if slots[slot := slot_of(key)] is not before[slot]}
-        for offset in [offset for offset, key in flying.items() if key in moved] if moved else ():
-            lane = self._put_in_lane(offset, before[slot_of(flying[offset])])
-            if lane.queued_at is not None and lane.queued_at is not lane.owner:
-                self._unqueue(lane)
-                self._queue(lane)
+        """Bring what waits to those who own the slots now; what is in flight elsewhere has lanes, which wait for it."""
+        if before:
+            slots, flying = self._slots, self._flying
+            moved = {key for key in set(flying.values()) if slots[slot := slot_of(key)] is not before[slot]}
+            for offset in [offset for offset, key in flying.items() if key in moved] if moved else ():
+                lane = self._put_in_lane(offset, before[slot_of(flying[offset])])
+                if lane.queued_at is not None and lane.queued_at is not lane.owner:
+                    self._unqueue(lane)
+                    self._queue(lane)
+        moving: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
+        for member, waiting in list(self._waiting_groups.items()):
+            stays: deque[Group] = deque()
+            for group in waiting.groups:
+                owners = [self._owner_of.get(key) or self._look_up(key) for key in group.keys]
+                if owners.count(member) == len(owners):
+                    stays.append(group)
+                    continue
+                rows = list(zip(group.indices, group.keys, owners, strict=True))
+                moving[group.first] += [(index, key) for index, key, owner in rows if owner is not member]
+                if stay := [(index, key) for index, key, owner in rows if owner is member]:
+                    stays.append(Group(group.first, [row[0] for row in stay], [row[1] for row in stay]))
+            count = sum(len(group.indices) for group in stays)
+            self.waiting -= waiting.count - count
+            waiting.groups, waiting.count = stays, count
+            if not stays:
+                del self._waiting_groups[member]
+        for first in sorted(moving):
+            self._arrive_rows(first, sorted(moving[first]))
+
+    def _arrive_rows(self, first: int, rows: list[tuple[int, bytes]]) -> None:
+        """Let messages of the batch at `first`, by index and key, wait for those who own their keys now."""
+        by_owner: dict[Member, tuple[list[int], list[bytes]]] = {}
+        for index, key in rows:
+            if (owner := self._owner_of.get(key) or self._look_up(key)) is None:
+                super().arrive(first + index, key)
+            else:
+                indices, keys = by_owner.setdefault(owner, ([], []))
+                indices.append(index)
+                keys.append(key)
+        for owner, (indices, keys) in by_owner.items():
+            self._arrive_at(owner, first, indices, keys)
 
     # ---- messages come ------------------------------------------------------------------------------------------
 

@@ -199,7 +199,10 @@ class ByKey(Delivery):
                 for index in indices:
                     self._schedule.expire(first + index, first + index + 1)
                 continue
-            if chosen and sheet.batch.columns != chosen[0].sheet.batch.columns:
+            if chosen and (
+                sheet.batch.columns != chosen[0].sheet.batch.columns
+                or group.first + group.indices[0] < chosen[-1].offsets[-1]
+            ):
                 break
             some = choose(sheet, group.indices[:left], group.keys, room)
             lanes.take_group(member, len(some.offsets), some.offsets)
