@@ -14,9 +14,9 @@ Invariants
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
-from itertools import chain, repeat, starmap
+from itertools import chain, islice, repeat, starmap
 from typing import Final
 
 from ister.actors import lanes as of_lanes
@@ -25,8 +25,12 @@ from ister.actors.ledger import Held
 from ister.actors.selection import Member
 
 GROUPED_MAX: Final = 10_000  # messages that wait for one consumer in groups; more are left to the lanes
-# A consumer that holds and may take fewer messages than this together gets them from lanes: its keys take turns.
+# Where a consumer holds and may take fewer messages than this together, and one key has more than `HOT` times as many
+# of those that are next as the quarter of the keys that has fewest, the keys take turns, in lanes.
 WINDOW_MIN: Final = 256
+HOT: Final = 8
+LOOKED_AT: Final = 2_000  # of the messages that are next
+CALM: Final = 256  # they are looked at again when so many were taken, or others came
 KEYS_MAX: Final = 20_000  # keys whose consumer is known without a look at its slot; 100 bytes each
 
 
@@ -44,12 +48,22 @@ class Group:
 class _Waiting:
     """The groups of one consumer."""
 
-    __slots__ = ("after_lanes", "count", "groups")
+    __slots__ = ("after_lanes", "calm", "count", "groups")
 
     def __init__(self) -> None:
         self.groups: deque[Group] = deque()
         self.count = 0  # messages in them
         self.after_lanes = False  # lanes had the last turn
+        self.calm = 0  # until so many more are taken, no key has far more than others
+
+    def has_hot_key(self) -> bool:
+        """Return whether a key has so many of the messages that are next that others would wait long for their turn."""
+        if self.calm > 0:
+            return False
+        keys = islice(chain.from_iterable(group.keys for group in self.groups), LOOKED_AT)
+        counts = sorted(Counter(keys).values())
+        self.calm = CALM
+        return counts[-1] > HOT * counts[len(counts) // 4]
 
 
 class GroupedLanes(Lanes):
@@ -58,6 +72,7 @@ class GroupedLanes(Lanes):
     def __init__(self) -> None:
         super().__init__()
         self._waiting_groups: dict[Member, _Waiting] = {}  # of consumers that have any
+        self._grouped = 0  # messages in them
         self._flying: dict[int, bytes] = {}  # by offset: the keys of messages in flight that have no lane
         self._owner_of: dict[
             bytes, Member
@@ -108,6 +123,7 @@ class GroupedLanes(Lanes):
                     stays.append(Group(group.first, [row[0] for row in stay], [row[1] for row in stay]))
             count = sum(len(group.indices) for group in stays)
             self.waiting -= waiting.count - count
+            self._grouped -= waiting.count - count
             waiting.groups, waiting.count = stays, count
             if not stays:
                 del self._waiting_groups[member]
@@ -168,7 +184,7 @@ class GroupedLanes(Lanes):
             not owner.sparse
             or self._over_of[owner]
             or (count if waiting is None else waiting.count + count) > GROUPED_MAX
-            or self.waiting + count > of_lanes.WAITING_MAX // 2
+            or self.waiting + count > of_lanes.WAITING_MAX
         ):
             self._dissolve(owner)
             for index, key in zip(indices, keys, strict=True):
@@ -189,8 +205,15 @@ class GroupedLanes(Lanes):
             waiting = self._waiting_groups[owner] = _Waiting()
         waiting.groups.append(Group(first, indices, keys))
         waiting.count += len(indices)
+        waiting.calm = 0
         self.waiting += len(indices)
+        self._grouped += len(indices)
         self.called[owner] = None
+
+    @property
+    def _lane_max(self) -> int:
+        few = 2 * (self.waiting - self._grouped) < of_lanes.WAITING_MAX
+        return of_lanes.LANE_MAX if few else min(of_lanes.LANE_MIN, of_lanes.LANE_MAX)
 
     def _is_busy(self, lane: Lane, owner: Member) -> bool:
         """Return whether messages of a key have to wait in its lane."""
@@ -214,7 +237,8 @@ class GroupedLanes(Lanes):
         self, offset: int, key: bytes, attempt: int = 1, failures: int = 0, until_s: float = 0.0
     ) -> None:
         """Add a message that may have been left in the log."""
-        self._dissolve_of(key)
+        if self._waiting_groups and key and slot_of(key) in self._over:
+            self._dissolve_of(key)
         super().refill(offset, key, attempt, failures, until_s)
 
     def _dissolve_of(self, key: bytes) -> None:
@@ -225,6 +249,7 @@ class GroupedLanes(Lanes):
         """Let what waits for a consumer in groups wait in lanes."""
         if (waiting := self._waiting_groups.pop(member, None)) is not None:
             self.waiting -= waiting.count
+            self._grouped -= waiting.count
             for group in waiting.groups:
                 for index, key in zip(group.indices, group.keys, strict=True):
                     super().arrive(group.first + index, key)
@@ -240,12 +265,16 @@ class GroupedLanes(Lanes):
         waiting = self._waiting_groups.get(member)
         if waiting is None:
             return None
-        if member.messages < waiting.count and member.messages + member.outstanding < WINDOW_MIN:
+        if (
+            member.messages < waiting.count
+            and member.messages + member.outstanding < WINDOW_MIN
+            and waiting.has_hot_key()
+        ):
             self._dissolve(member)  # its keys take turns
             return None
         group = waiting.groups[0]
-        if self._free and self._free[0].offset < group.first + group.indices[-1]:
-            return None  # a message without a key goes before younger ones
+        if self._free and self._free[0].offset < group.first + group.indices[0]:
+            return None  # a message without a key goes before younger batches
         waiting.after_lanes = not waiting.after_lanes
         return group if waiting.after_lanes or not self._runnable[member] else None
 
@@ -255,14 +284,16 @@ class GroupedLanes(Lanes):
         if waiting is None:
             return None
         group = waiting.groups[0]
-        return None if self._free and self._free[0].offset < group.first + group.indices[-1] else group
+        return None if self._free and self._free[0].offset < group.first + group.indices[0] else group
 
     def take_group(self, member: Member, count: int, offsets: Iterable[int]) -> None:
         """Take the first `count` messages of the first group: those of `offsets` are in flight, the others done."""
         waiting = self._waiting_groups[member]
         group = waiting.groups[0]
         self.waiting -= count
+        self._grouped -= count
         waiting.count -= count
+        waiting.calm -= count
         self._flying.update(zip(offsets, group.keys, strict=False))
         if count < len(group.indices):
             group.indices, group.keys = group.indices[count:], group.keys[count:]

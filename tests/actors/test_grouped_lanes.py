@@ -30,6 +30,7 @@ class GroupedMachine(LanesMachine):
         super().__init__(GroupedLanes)
         self.patch.setattr(module, "GROUPED_MAX", 12)
         self.patch.setattr(module, "WINDOW_MIN", 2)
+        self.patch.setattr(module, "HOT", 2)
         for name, value in (("WAITING_MAX", 40), ("WAITING_HARD_MAX", 60)):  # room for groups beside lanes
             self.patch.setattr(model, name, value)
             self.patch.setattr(lanes, name, value)
@@ -100,6 +101,7 @@ class GroupedMachine(LanesMachine):
         self.note_what_was_left()
         mine = self.lanes
         assert mine.waiting == len(self.at("waiting"))
+        assert mine._grouped == sum(waiting.count for waiting in mine._waiting_groups.values())
         flying = self.at("flight")
         assert mine.in_flight == len(flying)
         assert all(mine.is_in_flight(offset) for offset in flying)
