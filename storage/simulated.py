@@ -311,6 +311,10 @@ class SimulatedDisk:
         self._inode(path)
         self._change((path, None))
 
+    def unlink_large(self, path: str) -> None:
+        """Take a file's name away."""
+        self.unlink(path)
+
     def rmdir(self, path: str) -> None:
         """Remove an empty folder."""
         if self.listdir(path):

@@ -75,7 +75,7 @@ class Trim:
                 if damaged:
                     self._disk.rename(info.path, self._free_name(info.path))
                 else:
-                    self._disk.unlink(info.path)
+                    self._disk.unlink_large(info.path)
             self.gone.append(info)
 
     def _free_name(self, path: str) -> str:

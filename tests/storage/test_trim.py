@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from ister.errors import TrimmedError
-from ister.storage.disk import LocalDisk
+from ister.storage.disk import AFTER_LARGE_S, LocalDisk
 from ister.storage.producers import Duplicate, Fresh
 from ister.storage.reader import Reader
 from ister.storage.segment_maps import SegmentMaps
@@ -215,4 +215,20 @@ def test_a_producer_is_known_after_its_segments_are_trimmed(open_log: Open, put:
         assert wal.producers.check(5, 18, 1) == Fresh()
         wal.close()
         wal = open_log()
+    wal.close()
+
+
+def test_a_long_trim_leaves_the_disk_to_others_in_between(
+    open_log: Open, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each deleted segment it rests: freeing one keeps the syncs of all topics waiting."""
+    wal = open_log(LocalDisk())
+    for _ in range(60):
+        put(wal, b"x" * 1000)
+        wal.commit()
+    rests: list[float] = []
+    monkeypatch.setattr("ister.storage.disk.time.sleep", rests.append)
+    deleted = wal.trim(wal.durable_end)
+    assert len(deleted) >= 3
+    assert rests == [AFTER_LARGE_S] * len(deleted)
     wal.close()
