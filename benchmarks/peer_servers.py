@@ -26,6 +26,7 @@ from ister.ownbroker import free_ports
 
 HERE: Final = Path(__file__).with_name("peers")
 CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ister-bench"
+PYTHON_CLIENTS: Final = ("nats-py>=2.11", "redis[hiredis]>=5", "paho-mqtt>=2")
 UP_WITHIN_S: Final = 60.0
 BUILD_WITHIN_S: Final = 1800.0
 DEBIAN: Final = ("/usr/sbin", "/usr/bin", "/usr/lib/rabbitmq/bin")
@@ -90,6 +91,18 @@ def python_package(name: str, program_name: str) -> str:
     return str(found)
 
 
+def python_driver() -> list[str]:
+    """Return the driver of the Python clients, with an environment that has them."""
+    environment = CACHE / "python-clients"
+    python = environment / "bin/python"
+    if not (environment / ".installed").exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        run([sys.executable, "-m", "venv", str(environment)])
+        run([str(python), "-m", "pip", "install", "--quiet", *PYTHON_CLIENTS])
+        (environment / ".installed").touch()
+    return [str(python), str(HERE / "python/driver.py")]
+
+
 def _newer(built: Path, *sources: Path) -> bool:
     return built.exists() and all(
         each.stat().st_mtime <= built.stat().st_mtime
@@ -99,7 +112,7 @@ def _newer(built: Path, *sources: Path) -> bool:
     )
 
 
-def go_driver() -> str:
+def go_driver() -> list[str]:
     """Build the driver of NATS and RabbitMQ."""
     go = program("go") if shutil.which("go") else "/usr/local/go/bin/go"
     if not Path(go).exists():
@@ -108,10 +121,10 @@ def go_driver() -> str:
     if not _newer(built, HERE / "go"):
         CACHE.mkdir(parents=True, exist_ok=True)
         run([go, "build", "-o", str(built), "."], cwd=HERE / "go")
-    return str(built)
+    return [str(built)]
 
 
-def c_driver(name: str, library: str, package: str) -> str:
+def c_driver(name: str, library: str, package: str) -> list[str]:
     """Build a driver in C against a library of Debian."""
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
@@ -125,10 +138,10 @@ def c_driver(name: str, library: str, package: str) -> str:
         except MissingError:
             debian(package)
             run(command)
-    return str(built)
+    return [str(built)]
 
 
-def rust_driver() -> str:
+def rust_driver() -> list[str]:
     """Build the driver of Iggy; takes minutes the first time."""
     cargo = shutil.which("cargo")
     if cargo is None:
@@ -140,7 +153,7 @@ def rust_driver() -> str:
             [cargo, "build", "--release", "--locked", "--target-dir", str(CACHE / "iggy-driver")],
             cwd=HERE / "rust",
         )
-    return str(built)
+    return [str(built)]
 
 
 def iggy_server() -> str:
@@ -376,16 +389,17 @@ class Peer:
     durability: str
     system: str
     client: str
-    driver: Callable[[], str]
+    driver: Callable[[], list[str]]
     server: Callable[[Path], Server]
     paced_receipts: bool = True
+    kinds: tuple[str, ...] = ("flow", "paced", "lone")
 
 
-def _redis() -> str:
+def _redis() -> list[str]:
     return c_driver("redis", "hiredis", "libhiredis-dev")
 
 
-def _mosquitto() -> str:
+def _mosquitto() -> list[str]:
     return c_driver("mosquitto", "mosquitto", "libmosquitto-dev")
 
 
@@ -432,5 +446,18 @@ PEERS: Final = (
     ),
     Peer(
         "mosquitto QoS 1", "none", "memory, acknowledged", "mosquitto-qos1", "libmosquitto", _mosquitto, mosquitto,
+    ),
+    *(
+        Peer(
+            f"{name} (Python)", level, durability, system, client, python_driver, server, kinds=("flow", "lone")
+        )
+        for name, level, durability, system, client, server in (
+            ("JetStream fsync", "fsync", "fsync before each answer", "jetstream", "nats-py",
+             lambda folder: nats(folder, "always")),
+            ("Redis always", "fsync", "fsync before each answer", "redis", "redis-py",
+             lambda folder: redis(folder, "always")),
+            ("NATS core", "none", "memory", "nats", "nats-py", lambda folder: nats(folder, '"2m"')),
+            ("mosquitto QoS 0", "none", "memory, unacknowledged", "mosquitto-qos0", "paho-mqtt", mosquitto),
+        )
     ),
 )  # fmt: skip

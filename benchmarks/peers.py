@@ -120,7 +120,7 @@ class Driver:
     """A peer's client: a process that says when it is ready, waits for a line, and prints one object."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        self.name = " ".join(command[1:3])
+        self.name = " ".join(command[-7:-5])
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
@@ -178,7 +178,7 @@ class Driver:
 class Running:
     """A peer whose server runs; stopped between its measurements."""
 
-    def __init__(self, peer: Peer, server: Server, driver: str) -> None:
+    def __init__(self, peer: Peer, server: Server, driver: list[str]) -> None:
         self.peer = peer
         self._server = server
         self._driver = driver
@@ -223,7 +223,7 @@ class Running:
         rate = {"flow": 0, "paced": 1000, "lone": -1}[row.kind]  # -1: nobody else creates the topic
         address = self._server.address
         return Driver(
-            [self._driver, self.peer.system, role, address, topic, str(messages), str(row.size), str(rate)]
+            [*self._driver, self.peer.system, role, address, topic, str(messages), str(row.size), str(rate)]
         )
 
     def _once(self, row: Row, messages: int) -> dict[str, Any]:
@@ -261,7 +261,7 @@ class Running:
             return told
         ended = sent["ended"] if got is None else got["ended"]
         told["messages_per_second"] = max(1, round(messages / ((ended - sent["began"]) / 1e9)))
-        if "took" in sent:
+        if sent.get("took"):
             told["raw"] = {"receipt": sent["took"]}
             told |= percentiles("receipt", sent["took"])
         return told
@@ -274,7 +274,7 @@ class Running:
             return
         else:
             command = [
-                self._driver,
+                *self._driver,
                 self.peer.system,
                 "remove",
                 self._server.address,
@@ -330,9 +330,9 @@ def measured(row: Row, systems: Sequence[Any], rounds: int, data: str) -> dict[s
                 continue
             try:
                 found[system.name].append(system.run(row, data))
-            except (RuntimeError, OSError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001  (a peer that fails must not take an hour of results with it)
                 failed.add(system.name)
-                print(f"FAILED: {row.name} with {system.name}: {error}", file=sys.stderr, flush=True)
+                print(f"FAILED: {row.name} with {system.name}: {error!r}", file=sys.stderr, flush=True)
             if sys.stderr.isatty():
                 print(f"  {row.name} {number + 1}/{rounds} {system.name:<24}", file=sys.stderr, end="\r")
     return {name: each for name, each in found.items() if len(each) == rounds}
@@ -449,7 +449,7 @@ def main() -> int:
         peers = {each.name: each.peer for each in running}
         for name in given.rows.split(","):
             row = ROWS[name]
-            systems = [*ours_of(row), *running]
+            systems = [*ours_of(row), *(each for each in running if row.kind in each.peer.kinds)]
             found = measured(row, systems, given.rounds, given.data)
             print("\n".join(lines_of(row, found, peers)), flush=True)
             levels = {each.name: each.level for each in systems}

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -147,6 +147,20 @@ class Party:
 def _party(data: str, **settings: Any) -> Iterator[Party]:
     with ExitStack() as stack:
         yield Party(stack, data, **settings)
+
+
+@contextmanager
+def _emulated() -> Iterator[dict[str, str]]:
+    """Run an emulator of Google Cloud Storage; yield the settings of a broker that stores there."""
+    from tests.gcs.emulator import running  # of the checkout that is measured
+
+    with running() as emulator:
+        emulator.make_bucket("ister-bench")
+        os.environ["STORAGE_EMULATOR_HOST"] = emulator.url
+        try:
+            yield {"server__store": "gs://ister-bench/bench"}
+        finally:
+            del os.environ["STORAGE_EMULATOR_HOST"]
 
 
 def per_message(before: Mapping[str, int], after: Mapping[str, int], messages: int) -> dict[str, float]:
@@ -425,10 +439,14 @@ def flow(
     subscriptions: int = 1,
     rate: float = 0,
     raw: bool = False,
+    emulator: bool = False,
 ) -> dict[str, Any]:
-    """One producer, one topic, a consumer's process for each subscription; `raw` adds each latency, in ns."""
+    """One producer, one topic, a consumer's process for each subscription; `raw` adds each latency, in ns.
+
+    With `emulator` the store is fake-gcs-server in memory instead of a folder; it shares the cores.
+    """
     messages = max(100, int(messages * scale))
-    with _party(data) as party:
+    with _emulated() if emulator else nullcontext({}) as store, _party(data, **store) as party:
         producer = party.child("producer")
         consumers = [party.child("consumer") for _ in range(subscriptions)]
         for topic, count in (("warm-up", messages if not rate else messages // 5), ("measured", messages)):
@@ -704,6 +722,12 @@ def _rows() -> Iterator[Row]:
             f"{size} B, durability cloud, store in a folder",
             RATE,
             some(flow, messages=messages, size=size, durability="cloud"),
+        )
+        yield Row(
+            f"cloud-gcs-{name}",
+            f"{size} B, durability cloud, store in an emulator of Google Cloud Storage",
+            RATE,
+            some(flow, messages=messages, size=size, durability="cloud", emulator=True),
         )
     for consumers, messages in ((8, 200_000), (100, 100_000)):
         yield Row(

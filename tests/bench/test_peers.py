@@ -113,9 +113,31 @@ def test_the_table_has_the_durability_beside_every_figure(peers: Any) -> None:
     rounds = [{"messages_per_second": 100, "cpu_us": {"server": 1.0}}]
     found = {each.name: rounds for each in [*peers.ours_of(row), *peers.PEERS]}
     lines = peers.lines_of(row, found, {each.name: each for each in peers.PEERS})
-    (redis,) = [line for line in lines if line.lstrip().startswith("Redis always")]
+    (redis,) = [line for line in lines if line.lstrip().startswith("Redis always  ")]
     assert "fsync before each answer" in redis
     assert "fsync 1.00 (1.00 to 1.00)" in redis
+
+
+def test_a_system_that_fails_is_left_out_of_the_row_visibly(
+    peers: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One peer that breaks does not take the others' results with it, and is not measured again."""
+
+    class System:
+        def __init__(self, name: str, fails: bool) -> None:
+            self.name, self.fails, self.runs = name, fails, 0
+
+        def run(self, _row: Any, _data: str) -> dict[str, Any]:
+            self.runs += 1
+            if self.fails:
+                raise IndexError("an answer without its numbers")
+            return {"messages_per_second": 1}
+
+    good, bad = System("good", False), System("bad", True)
+    found = peers.measured(peers.ROWS["1k"], [good, bad], 3, ".")
+    assert {name: len(rounds) for name, rounds in found.items()} == {"good": 3}
+    assert (good.runs, bad.runs) == (3, 1)
+    assert "FAILED: 1k with bad" in capsys.readouterr().err
 
 
 @pytest.mark.process
