@@ -1006,15 +1006,15 @@ typedef struct {
     ister_message seen;
     const uint8_t *attributes;
     size_t attributes_size;
-    uint64_t owner, group; /* the serial number of the consumer, and of its pattern, if it has one */
-    uint64_t epoch;
     delivery *home;
 } handed;
 
 /* One DELIVER, cut into messages: one reference of the queue, and one of each message that was handed out. */
 struct delivery {
     atomic_int references;
-    bool singly; /* its messages are handed out one by one */
+    bool singly;           /* its messages are handed out one by one */
+    uint64_t owner, group; /* the serial number of the consumer, and of its pattern, if it has one */
+    uint64_t epoch;
     parcel *parcel;
     char *topic;
     size_t count, at;
@@ -2147,9 +2147,9 @@ struct attachment {
     bool leave;                  /* it may */
     bool after_singly;           /* the last one was handed out alone, and what became of it may not be known yet */
     uint64_t at_once;            /* how many messages are a moment's work */
-    uint64_t handed_last;
-    us handed_since; /* since when the program has been busy with those; 0: it is not */
-    double fits;     /* how many would have taken a moment, at the pace of those before */
+    uint64_t run;                /* so many were handed out since it was last looked at, */
+    us run_since;                /* from then on; 0: none */
+    double fits;                 /* how many would have taken a moment, at the pace of those before */
 
     spans pending, unconfirmed; /* acknowledgments that are not sent yet; and that are not known to be written */
     bool has_until, confirming, confirms_until;
@@ -2488,18 +2488,16 @@ static bool pace(attachment *a, us now) {
     return true;
 }
 
-/* The program asks for more: it is done with what it had. Says how many messages are a moment's work for it; a single
-   pause of the machine does not count. */
-static void asked(attachment *a, us now) {
-    if (a->recalled) {
-        a->recalled = false;
-        say_credit(a, true, 0, 0);
-    }
-    if (!a->handed_since) return;
-    us took = now - a->handed_since > 1 ? now - a->handed_since : 1;
+/* The program is done with what it had: says how many messages are a moment's work for it. A single pause of the
+   machine does not count. This is looked at when the broker is to be told more, or nothing waits, and not for each
+   message. */
+static void look_at_run(attachment *a, us now) {
+    if (!a->run_since) return;
+    us took = now - a->run_since > 1 ? now - a->run_since : 1;
     double before = a->fits;
-    a->handed_since = 0;
-    a->fits = (double)a->handed_last * (double)AT_ONCE / (double)took;
+    a->fits = (double)a->run * (double)AT_ONCE / (double)took;
+    a->run = 0;
+    a->run_since = 0;
     if (a->fits >= (double)a->at_once) {
         uint64_t most = smaller(AT_ONCE_GROWTH * a->at_once, AT_ONCE_MOST);
         a->at_once = a->fits < (double)most ? (uint64_t)a->fits : most;
@@ -2536,8 +2534,8 @@ static void on_leave(attachment *a, uint64_t ref, const header *in) {
 static void hand_over(attachment *a, uint64_t count, bool singly, us now) {
     a->used += count;
     a->handed += count;
-    a->handed_last = count;
-    a->handed_since = now;
+    a->run += count;
+    if (!a->run_since) a->run_since = now;
     bool due = pace(a, now);
     if (a->tells && a->handed > a->told) {
         a->told = singly ? a->handed : larger(a->handed, a->handed - count + a->at_once);
@@ -2551,7 +2549,11 @@ static void hand_over(attachment *a, uint64_t count, bool singly, us now) {
 /* Hands out up to most messages that came together, or none. */
 static size_t take_messages(attachment *a, ister_message **into, size_t most, us now) {
     delivery *came = a->queue;
-    asked(a, now);
+    if (a->recalled) {
+        a->recalled = false;
+        say_credit(a, true, 0, 0);
+    }
+    if (!came || (a->tells && a->handed >= a->told)) look_at_run(a, now);
     if (!came) {
         starve(a, now);
         return 0;
@@ -2632,12 +2634,12 @@ static bool on_delivery(attachment *a, const header *in, parcel *came, us now, i
         handed *each = &made->messages[i];
         each->seen.topic = made->topic;
         each->seen.attempt = attempt;
-        each->owner = a->serial;
-        each->group = a->group;
-        each->epoch = a->epoch;
         each->home = made;
     }
     for (size_t i = 1; i < came->count; i++) made->bytes += came->frames[i].size;
+    made->owner = a->serial;
+    made->group = a->group;
+    made->epoch = a->epoch;
     made->singly = number_of(in, K_SINGLY) != 0;
     a->singly += made->singly;
     a->came += made->count;
@@ -2706,7 +2708,7 @@ static bool consumer_frame(attachment *a, const header *in, parcel *came, us now
 static void acknowledge(attachment *a, const ister_message *const *messages, size_t count, us now) {
     for (size_t i = 0; i < count; i++) {
         const handed *each = (const handed *)messages[i];
-        if (each->epoch != a->epoch)
+        if (each->home->epoch != a->epoch)
             a->forgotten = true;
         else
             add_span(&a->pending, each->seen.offset, each->seen.offset + 1);
@@ -2715,7 +2717,7 @@ static void acknowledge(attachment *a, const ister_message *const *messages, siz
 }
 
 static void acknowledge_until(attachment *a, const ister_message *one, us now) {
-    if (((const handed *)one)->epoch != a->epoch) {
+    if (((const handed *)one)->home->epoch != a->epoch) {
         a->forgotten = true;
         return;
     }
@@ -2731,7 +2733,8 @@ static void say_about(attachment *a, unsigned type, ister_message *const *messag
                       const char *reason) {
     spans some = {0};
     for (size_t i = 0; i < count; i++) {
-        if (((handed *)messages[i])->epoch == a->epoch) add_span(&some, messages[i]->offset, messages[i]->offset + 1);
+        if (((handed *)messages[i])->home->epoch == a->epoch)
+            add_span(&some, messages[i]->offset, messages[i]->offset + 1);
     }
     if (type == NACK) flush_acks(a, false);
     if (a->h.phase == H_OPEN && a->h.session) send_ranges(a, type, some.items, some.count, 0, delay_ms, reason);
@@ -4611,7 +4614,7 @@ static bool cut_reason(const char *reason, char *cut, ister_error *why) {
 /* The consumer that messages came from: this one, or that of one of its topics; NULL: of a topic that is gone (lock
    held). */
 static ister_consumer *owner_of(ister_consumer *consumer, const ister_message *message) {
-    uint64_t owner = ((const handed *)message)->owner;
+    uint64_t owner = ((const handed *)message)->home->owner;
     if (!consumer->many) return owner == consumer->a.serial ? consumer : NULL;
     for (member *each = consumer->many->members; each; each = each->next) {
         if (each->consumer->a.serial == owner) return each->consumer;
@@ -4643,7 +4646,7 @@ static ister_result about(ister_consumer *consumer, unsigned type, const ister_m
     attachment *a = &consumer->a;
     for (size_t i = 0; i < count; i++) {
         const handed *each = (const handed *)messages[i];
-        if ((consumer->many ? each->group : each->owner) != a->serial) {
+        if ((consumer->many ? each->home->group : each->home->owner) != a->serial) {
             say_invalid(&why, "a message of topic %s came from another consumer: acknowledge it there",
                         messages[i]->topic);
             return tell(error, &why);
@@ -4653,8 +4656,8 @@ static ister_result about(ister_consumer *consumer, unsigned type, const ister_m
     if (!cut_reason(reason, cut, &why)) return tell(error, &why);
     lock(client);
     for (size_t i = 0, end; i < count && fine(a, &why); i = end) {
-        uint64_t owner = ((const handed *)messages[i])->owner;
-        for (end = i + 1; end < count && ((const handed *)messages[end])->owner == owner;) end++;
+        uint64_t owner = ((const handed *)messages[i])->home->owner;
+        for (end = i + 1; end < count && ((const handed *)messages[end])->home->owner == owner;) end++;
         ister_consumer *of = owner_of(consumer, messages[i]);
         if (of) say_of(of, type, messages + i, end - i, delay_ms, cut);
     }
