@@ -31,16 +31,33 @@ pytestmark = packages.marks(PATIENCE_S, WHY_NOT)
 run = partial(packages.run, patience_s=PATIENCE_S)
 
 
+def repository(folder: Path) -> str:
+    """Return the option for a repository in a folder that reads the user's, and keeps what is of this library."""
+    run(FOLDER, "mvn", "-q", "-B", "-DskipTests", "package")  # fetches into the user's what is missing there
+    for group in (Path.home() / ".m2" / "repository").iterdir():
+        if group.name != "example":
+            (folder / group.name).symlink_to(group)
+    return f"-Dmaven.repo.local={folder}"
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Return an empty project that the packed library was installed for, as the README says, and its class path."""
-    run(FOLDER, "mvn", "-q", "-B", "-DskipTests", "install")
+    local = repository(tmp_path_factory.mktemp("repository"))
+    run(FOLDER, "mvn", "-q", "-B", local, "-DskipTests", "install")
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     dependency = readme.split("```xml\n")[1].split("```")[0]
     folder = tmp_path_factory.mktemp("empty")
     (folder / "pom.xml").write_text(EMPTY_PROJECT.replace("DEPENDENCY", dependency), encoding="utf-8")
-    run(folder, "mvn", "-q", "-B", "dependency:build-classpath", "-Dmdep.outputFile=classpath")
+    run(folder, "mvn", "-q", "-B", local, "dependency:build-classpath", "-Dmdep.outputFile=classpath")
     return folder, (folder / "classpath").read_text(encoding="utf-8")
+
+
+def test_nothing_of_it_is_left_in_the_users_repository(project: tuple[Path, str]) -> None:
+    """The class path of the empty project names the one that was installed for it."""
+    _, libraries = project
+    [own] = [path for path in libraries.split(os.pathsep) if "ister-client" in path]
+    assert not Path(own).is_relative_to(Path.home() / ".m2")
 
 
 def test_it_is_formatted() -> None:

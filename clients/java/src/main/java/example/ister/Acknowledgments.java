@@ -1,5 +1,7 @@
 package example.ister;
 
+import java.util.ArrayList;
+import java.util.List;
 import java.util.OptionalLong;
 
 /**
@@ -179,28 +181,50 @@ final class Acknowledgments {
   }
 
   private void sendUntil() {
-    if (until.isPresent()) {
-      speaker.sayOfMessages(new Header(Wire.ACK_UNTIL).with(Wire.OFFSET, until.getAsLong()));
+    untilFrames().forEach(speaker::sayOfMessages);
+  }
+
+  private List<Header> untilFrames() {
+    return until.isPresent()
+        ? List.of(new Header(Wire.ACK_UNTIL).with(Wire.OFFSET, until.getAsLong()))
+        : List.of();
+  }
+
+  /** What says everything that is not known to be written. */
+  List<Header> unheard() {
+    if (silent) {
+      return List.of();
     }
+    Spans all = new Spans();
+    all.addAll(unconfirmed);
+    all.addAll(pending);
+    List<Header> frames = frames(Wire.ACK, all, 0, null, null);
+    frames.addAll(untilFrames());
+    return frames;
   }
 
   private void send(Spans spans, long ref) {
     sendRanges(Wire.ACK, spans, ref, null, null);
   }
 
-  /** Splits ranges over several frames; a REF is on the last, whose DONE covers all. */
   private void sendRanges(int type, Spans spans, long ref, Long delayMs, String reason) {
+    frames(type, spans, ref, delayMs, reason).forEach(speaker::sayOfMessages);
+  }
+
+  /** Splits ranges over several frames; a REF is on the last, whose DONE covers all. */
+  private static List<Header> frames(int type, Spans spans, long ref, Long delayMs, String reason) {
+    List<Header> frames = new ArrayList<>();
     for (int from = 0; from < spans.size(); from += Wire.RANGES_MAX) {
-      Header header =
+      frames.add(
           new Header(type)
               .with(Wire.RANGES, spans.part(from, Wire.RANGES_MAX))
               .with(Wire.DELAY, (Object) delayMs)
-              .with(Wire.REASON, reason);
-      if (ref != 0 && from + Wire.RANGES_MAX >= spans.size()) {
-        header.with(Wire.REF, ref);
-      }
-      speaker.sayOfMessages(header);
+              .with(Wire.REASON, reason));
     }
+    if (ref != 0 && !frames.isEmpty()) {
+      frames.get(frames.size() - 1).with(Wire.REF, ref);
+    }
+    return frames;
   }
 
   /** Says something else of messages: NACK, with a delay or null, or EXTEND. */

@@ -80,6 +80,8 @@ final class Attachment implements Handle, Handing.Speaker, Acknowledgments.Speak
   private long dropped;
   private ArrayDeque<Event> events = new ArrayDeque<>();
 
+  private List<Header> lastWords = List.of();
+
   private long due;
   private int failures;
 
@@ -279,7 +281,7 @@ final class Attachment implements Handle, Handing.Speaker, Acknowledgments.Speak
       return true;
     }
     if (isReader() && handing.reads()) {
-      session.close(number, (answer, body, now) -> {});
+      session.close(number, List.of(), (answer, body, now) -> {});
       fail(
           new IsterException.Refused(
               "topic-deleted",
@@ -444,12 +446,21 @@ final class Attachment implements Handle, Handing.Speaker, Acknowledgments.Speak
   @Override
   public void sayOfMessages(Header header) {
     if (session != null && phase != Phase.CLOSING && phase != Phase.CLOSED) {
-      header.with(Wire.HANDLE, number);
-      if (moves != 0) {
-        header.with(Wire.SOUGHT, moves);
-      }
+      mark(header);
       session.emit(header);
     }
+  }
+
+  private void mark(Header header) {
+    header.with(Wire.HANDLE, number);
+    if (moves != 0) {
+      header.with(Wire.SOUGHT, moves);
+    }
+  }
+
+  @Override
+  public List<Header> lastWords() {
+    return lastWords;
   }
 
   @Override
@@ -511,13 +522,17 @@ final class Attachment implements Handle, Handing.Speaker, Acknowledgments.Speak
     acks.flush(false);
     if (phase == Phase.CLOSED || phase == Phase.CLOSING) {
       return;
-    } else if (phase == Phase.IDLE || session == null) {
+    }
+    lastWords = acks.unheard();
+    lastWords.forEach(this::mark);
+    if (phase == Phase.IDLE || session == null) {
       fail(new IsterException.Closed("the " + what()));
       return;
     }
     phase = Phase.CLOSING;
     handing.clear();
     handing.withhold();
-    session.close(number, (header, body, now) -> fail(new IsterException.Closed("the " + what())));
+    session.close(
+        number, lastWords, (header, body, now) -> fail(new IsterException.Closed("the " + what())));
   }
 }

@@ -54,6 +54,7 @@ final class Handing {
   private long next;
   private Delivery inHand; // the last that was begun
   private int at; // its messages before this one were handed out
+  private boolean free; // it came before the last open, and its credit is void
   private long now; // when the program asked last
   private long usedMessages;
   private long usedBytes;
@@ -84,6 +85,7 @@ final class Handing {
   /** It is opened, perhaps again: nothing has come yet, and no credit is used. */
   void restart(Session.Limits limits) {
     queue.clear();
+    free = inHand != null; // of a reader, whose program goes on with it
     usedMessages = 0;
     usedBytes = 0;
     came = 0;
@@ -162,7 +164,7 @@ final class Handing {
       usedMessages += each.count();
       usedBytes += each.bytes();
     }
-    if (inHand != null) {
+    if (inHand != null && !free) {
       usedMessages += inHand.count() - at;
     }
     queue.clear();
@@ -249,8 +251,7 @@ final class Handing {
     if (inHand != null) {
       int unseen = current.takeBack();
       at -= unseen;
-      handed -= unseen;
-      usedMessages -= unseen;
+      use(-unseen);
     }
     int from = cut(most, true);
     if (from < 0) {
@@ -268,6 +269,7 @@ final class Handing {
     if (delivery != null) {
       inHand = delivery;
       at = 0;
+      free = false;
       singly -= delivery.singly() ? 1 : 0;
       usedBytes += delivery.bytes();
       if (reads) {
@@ -303,8 +305,7 @@ final class Handing {
   /** The program gets messages: tells the broker before, and gives credit back once it is due. */
   private void handOver(int count, boolean together) {
     pace.handed(count, inHand.came(), now, together);
-    usedMessages += count;
-    handed += count;
+    use(count);
     boolean due =
         usedMessages >= part(creditMessages, BACK_MESSAGES)
             || usedBytes >= part(creditBytes, BACK_BYTES);
@@ -320,6 +321,14 @@ final class Handing {
       giveCredit(told, NO_REF, due || 2 * usedMessages >= part(creditMessages, BACK_MESSAGES));
     } else if (due) {
       giveCredit(-1, NO_REF, true);
+    }
+  }
+
+  /** The program has so many more of the delivery in hand. */
+  private void use(int count) {
+    if (!free) {
+      usedMessages += count;
+      handed += count;
     }
   }
 

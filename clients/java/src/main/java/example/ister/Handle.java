@@ -1,5 +1,7 @@
 package example.ister;
 
+import java.util.List;
+
 /**
  * A producer or a consumer, as its session sees it. Times are nanoseconds of any clock that does
  * not go back.
@@ -23,6 +25,9 @@ interface Handle {
 
   /** When {@link #tick} is wanted next. */
   long deadline();
+
+  /** What is to be said before CLOSE, if that is said over another connection. */
+  List<Header> lastWords();
 
   /** It is over. */
   void fail(IsterException reason);

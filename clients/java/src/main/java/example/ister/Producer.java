@@ -279,8 +279,7 @@ public final class Producer implements AutoCloseable {
           "message of %d bytes is over message_bytes_max (%d) of topic %s"
               .formatted(payload, limits.messageBytesMax(), topic()));
     }
-    long beside = Math.min(Math.max(limits.batchBytesMax() / 16, 64), 65_536);
-    if (size > limits.batchBytesMax() && (count > 1 || size - payload > beside)) {
+    if (size > limits.batchBytesMax() && (count > 1 || size - payload > beside(limits))) {
       throw new IsterException.Refused(
           "batch-too-large",
           Action.FIX,
@@ -291,6 +290,11 @@ public final class Producer implements AutoCloseable {
       throw IsterException.invalid(
           "topic %s is non-reliable: it can delay no message".formatted(topic()));
     }
+  }
+
+  /** What of a message alone is not counted: ISTER-5.2-3. */
+  private static long beside(Session.Limits limits) {
+    return Math.min(Math.max(limits.batchBytesMax() / 16, 64), 65_536);
   }
 
   private void wake() {

@@ -250,6 +250,11 @@ final class Publication implements Handle {
     changed.run();
   }
 
+  @Override
+  public List<Header> lastWords() {
+    return List.of();
+  }
+
   private Session lastSession;
 
   private void later(Runnable task) {
@@ -539,6 +544,7 @@ final class Publication implements Handle {
     phase = Phase.CLOSING;
     session.close(
         number,
+        lastWords(),
         (header, body, now) -> fail(new IsterException.Closed("the producer for topic " + topic)));
   }
 }

@@ -5,10 +5,8 @@ import java.util.ArrayList;
 import java.util.HashMap;
 import java.util.Iterator;
 import java.util.LinkedHashMap;
-import java.util.LinkedHashSet;
 import java.util.List;
 import java.util.Map;
-import java.util.Set;
 import java.util.concurrent.CompletableFuture;
 
 /**
@@ -85,6 +83,9 @@ final class Session {
     }
   }
 
+  /** A handle whose CLOSE is on its way, and what was said before. */
+  private record Closing(long handle, List<Header> words) {}
+
   final Map<Long, Handle> handles = new LinkedHashMap<>();
   private final String text;
   private final Listener listener;
@@ -100,11 +101,13 @@ final class Session {
   private final List<Request> waiting = new ArrayList<>();
   private final Map<Long, Request> asked = new LinkedHashMap<>();
 
-  /** Handles that are over here, and that a resumed session still holds: they are closed there. */
-  private final Set<Long> orphans = new LinkedHashSet<>();
+  /**
+   * Handles that are over here, and that a resumed session still holds: they are closed there, and
+   * what is to be said before.
+   */
+  private final Map<Long, List<Header>> orphans = new LinkedHashMap<>();
 
-  private final Map<Long, Long> closes =
-      new HashMap<>(); // by REF: handles whose CLOSE is on its way
+  private final Map<Long, Closing> closes = new HashMap<>(); // by REF
   private long greeted;
   private long spoke;
   private long heard;
@@ -187,22 +190,25 @@ final class Session {
     return handles.remove(handle.number(), handle);
   }
 
-  /** Says CLOSE; where its answer is lost with the connection, it is said again over the next. */
-  void close(long handle, Answer then) {
+  /**
+   * Says CLOSE. Where its answer is lost with the connection, it is said again over the next, and
+   * before it the words that are not known to have been heard.
+   */
+  void close(long handle, List<Header> words, Answer then) {
     long ref =
         expect(
             (header, body, now) -> {
               closes.remove(header.uint(Wire.REF));
               then.take(header, body, now);
             });
-    closes.put(ref, handle);
+    closes.put(ref, new Closing(handle, words));
     emit(new Header(Wire.CLOSE).with(Wire.REF, ref).with(Wire.HANDLE, handle));
   }
 
   /** A handle is over here. Without a connection its CLOSE waits until the session is resumed. */
   void leave(Handle handle) {
     if (detach(handle) && phase != Phase.READY && phase != Phase.ENDED && secret != null) {
-      orphans.add(handle.number());
+      orphans.putIfAbsent(handle.number(), handle.lastWords());
     }
   }
 
@@ -244,7 +250,7 @@ final class Session {
       waiting.add(request);
     }
     asked.clear();
-    orphans.addAll(closes.values());
+    closes.values().forEach(each -> orphans.put(each.handle(), each.words()));
     closes.clear();
     for (Handle handle : List.copyOf(handles.values())) {
       handle.onLost(reason);
@@ -457,9 +463,13 @@ final class Session {
     listener.welcomed();
     sendRequests(now);
     boolean resumed = header.flag(Wire.RESUMED);
-    List<Long> left = resumed ? List.copyOf(orphans) : List.of();
+    Map<Long, List<Header>> left = resumed ? new LinkedHashMap<>(orphans) : Map.of();
     orphans.clear();
-    left.forEach(orphan -> close(orphan, (answer, body, when) -> {}));
+    left.forEach(
+        (orphan, words) -> {
+          words.forEach(this::emit);
+          close(orphan, words, (answer, body, when) -> {});
+        });
     for (Handle handle : List.copyOf(handles.values())) {
       handle.onReady(this, resumed, now);
     }

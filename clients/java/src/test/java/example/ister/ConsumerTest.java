@@ -438,6 +438,50 @@ class ConsumerTest {
     assertEquals(List.of(), talk.said(Wire.CLOSE), "closed again");
   }
 
+  /** ISTER-7.4-9 */
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void whatIsNotKnownToBeWrittenIsSaidBeforeTheCloseOfAResumedSession(boolean connected) {
+    Attachment consumer = opened("exclusive", 10);
+    talk.deliver(0, "a", "b");
+    take(consumer, 2).forEach(consumer::ack);
+    if (connected) {
+      consumer.close();
+      talk.session.lost(LOST);
+    } else {
+      talk.session.lost(LOST);
+      consumer.close();
+      talk.session.leave(consumer);
+    }
+    talk.welcome(true);
+    List<Header> said = talk.said();
+    assertEquals(List.of(Wire.ACK, Wire.CLOSE), said.stream().map(Header::type).toList());
+    assertEquals(List.of(2L, 2L), numbers(said, Wire.HANDLE));
+    talk.session.lost(LOST);
+    talk.welcome(false);
+    assertEquals(List.of(), talk.said(), "of a session that is gone");
+  }
+
+  /** ISTER-9.4-9 */
+  @Test
+  void noCreditComesBackForWhatWasDeliveredBeforeAnOpen() {
+    talk.welcome(false);
+    Attachment reader = talk.consumer("reader", 4);
+    Header opened = new Header(Wire.OPENED).with(Wire.OFFSET, 0L);
+    talk.opened(opened.with(Wire.STRATEGY, "reliable"));
+    talk.deliver(0, "a", "b", "c", "d");
+    take(reader, 1);
+    talk.session.lost(LOST);
+    talk.welcome(true);
+    opened = new Header(Wire.OPENED).with(Wire.OFFSET, 4L);
+    assertEquals(4, talk.opened(opened.with(Wire.STRATEGY, "reliable")).uint(Wire.MESSAGES));
+    assertEquals(3, take(reader, 10).size());
+    assertEquals(List.of(), talk.said(Wire.CREDIT));
+    talk.deliver(4, "e", "f", "g", "h");
+    take(reader, 10);
+    assertEquals(List.of(4L), numbers(talk.said(Wire.CREDIT), Wire.MESSAGES));
+  }
+
   /** ISTER-8.4-4 says it of producers; a consumer is opened again as well. */
   @Test
   void aConsumerThatTheWorkerDoesNotKnowIsOpenedAgain() {

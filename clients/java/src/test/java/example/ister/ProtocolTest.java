@@ -14,6 +14,7 @@ import org.junit.jupiter.params.provider.ValueSource;
 class ProtocolTest {
   private final Talk talk = new Talk();
 
+  /** ISTER-7.4-2, ISTER-8.1-3, ISTER-8.3-5 */
   @Test
   void whatHasNoReceiptIsSentAgainInOrder() {
     talk.welcome(false);
@@ -38,6 +39,7 @@ class ProtocolTest {
     return new Header(Wire.RECEIPT).with(Wire.HANDLE, 1L).with(Wire.RECEIPTS, pairs);
   }
 
+  /** ISTER-8.3-4, ISTER-2.2-16 */
   @Test
   void theForgottenOffsetIsADuplicateWithoutAPlace() {
     talk.welcome(false);
@@ -48,6 +50,7 @@ class ProtocolTest {
     assertEquals(new Published("orders", -1, 1, true), receipt.join());
   }
 
+  /** ISTER-8.2-2, ISTER-8.2-3 */
   @Test
   void theWindowIsKept() {
     talk.welcome(false);
@@ -63,6 +66,7 @@ class ProtocolTest {
     assertTrue(taken < 100, "the window is never full");
   }
 
+  /** ISTER-8.4-2 */
   @Test
   void aRefusedBatchIsLeftOutOnceItIsTheOldest() {
     talk.welcome(false);
@@ -80,6 +84,7 @@ class ProtocolTest {
     assertEquals(List.of(1L), talk.published());
   }
 
+  /** ISTER-8.4-1, ISTER-8.4-4 */
   @ParameterizedTest
   @ValueSource(strings = {"disk-full", "unknown-handle"})
   void aRefusalToBeTriedAgainIsTriedAgainLater(String code) {
@@ -125,6 +130,7 @@ class ProtocolTest {
     assertEquals(0, talk.session.drain(talk.now).size());
   }
 
+  /** ISTER-7.3-1, ISTER-7.3-2, ISTER-7.3-4 */
   @Test
   void onePingAHeartbeatAndThenTheConnectionIsLost() {
     talk.welcome(false);
@@ -138,6 +144,7 @@ class ProtocolTest {
     assertEquals(Session.Phase.IDLE, talk.session.phase());
   }
 
+  /** ISTER-10.2-5, ISTER-4.1-1 */
   @Test
   void anAnswerOfActionRetryIsAskedForAgain() {
     talk.welcome(false);
@@ -159,6 +166,7 @@ class ProtocolTest {
     assertEquals(1, request.answer.join().length);
   }
 
+  /** ISTER-7.6-1 */
   @Test
   void whatIsMovedGoesThere() {
     talk.welcome(false);
@@ -167,6 +175,7 @@ class ProtocolTest {
     assertEquals(List.of("tcp://elsewhere:1"), talk.moves);
   }
 
+  /** ISTER-2.2-15, ISTER-16-2 */
   @ParameterizedTest
   @ValueSource(strings = {"", "ff", "a10001", "a100183f", "bf001829ff", "a100f94129", "a1c11829"})
   void garbageCostsTheConnection(String frame) {

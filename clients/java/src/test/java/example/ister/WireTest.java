@@ -34,6 +34,7 @@ class WireTest {
     return CBORObject.FromJSONBytes(Files.readAllBytes(path)).getValues();
   }
 
+  /** ISTER-2.2-15 */
   @Test
   void headersOfABrokerAreReadOrRefusedAsTheVectorsSay() throws IOException {
     for (CBORObject vector : vectors("headers-to-client.json")) {
@@ -63,6 +64,7 @@ class WireTest {
     }
   }
 
+  /** ISTER-8.1-2 */
   @Test
   void namesMakeTheIdsThatTheVectorsSay() throws IOException {
     for (CBORObject vector : vectors("producer-ids.json")) {
@@ -71,6 +73,7 @@ class WireTest {
     }
   }
 
+  /** ISTER-5.1-1, ISTER-5.3-1 */
   @Test
   void aBatchComesApartAsItWasPutTogether() {
     Batch batch = new Batch();
@@ -97,6 +100,7 @@ class WireTest {
     return delivery.message(index);
   }
 
+  /** ISTER-5.1-2 */
   @Test
   void aMessageAloneNeedsNoLengths() {
     Batch batch = new Batch();
@@ -105,6 +109,7 @@ class WireTest {
     assertEquals(2, batch.body(false).length);
   }
 
+  /** ISTER-5.3-5 */
   @ParameterizedTest
   @CsvSource({"01000000,6162", "03000000,6162", "0300,6162", "ffffffff,6162"})
   void lengthsThatDoNotAddUpAreRefused(String table, String items) {
@@ -112,6 +117,7 @@ class WireTest {
     assertThrows(IsterException.class, () -> Delivery.of(0, body));
   }
 
+  /** ISTER-2.3-2 */
   @Test
   void attributesThatAreNoneFailTheMessageAlone() {
     byte[] column = HEX.parseHex("02000000" + "a101");
@@ -121,7 +127,10 @@ class WireTest {
     assertEquals("malformed", assertThrows(IsterException.class, message::attributes).code());
   }
 
-  /** The library reads all of these; the protocol allows none. */
+  /**
+   * The library reads all of these; the protocol allows none. ISTER-2.2-1, ISTER-2.2-3,
+   * ISTER-2.2-4, ISTER-2.2-5, ISTER-2.2-6, ISTER-2.2-7
+   */
   @ParameterizedTest
   @ValueSource(
       strings = {
@@ -144,13 +153,14 @@ class WireTest {
     assertThrows(IsterException.class, () -> Header.decode(HEX.parseHex(frame)));
   }
 
+  /** ISTER-2.2-8 */
   @Test
   void integersMayHaveAnyWidth() {
     Header header = Header.decode(HEX.parseHex("a11b0000000000000000190029"));
     assertEquals(Wire.PONG, header.type());
   }
 
-  /** Above 2^63-1 the library has another type. */
+  /** Above 2^63-1 the library has another type. ISTER-2.2-16 */
   @Test
   void numbersOf64BitsAreReadAndWrittenAsTheyAre() {
     Header header = Header.decode(HEX.parseHex("a2001829151bffffffffffffffff"));
@@ -159,12 +169,14 @@ class WireTest {
     assertEquals("a2001829151bffffffffffffffff", HEX.formatHex(written));
   }
 
+  /** ISTER-2.2-9 */
   @Test
   void whatHasNoValueIsLeftOut() {
     byte[] written = new Header(Wire.BYE).with(Wire.REASON, (Object) null).encode();
     assertEquals("a10002", HEX.formatHex(written));
   }
 
+  /** ISTER-2.2-7 */
   @Test
   void loneSurrogatesAreRefusedBeforeTheyAreSent() {
     assertThrows(
@@ -173,13 +185,84 @@ class WireTest {
         IsterException.class, () -> new Header(Wire.BYE).with(Wire.TOPIC, "\udc00").encode());
   }
 
+  /** ISTER-2.2-2 */
   @Test
   void aHeaderOverTheLimitIsRefusedBeforeItIsSent() {
     Header header = new Header(Wire.REQUEST).with(Wire.OPERATION, "x".repeat(9000));
     assertEquals("invalid-argument", assertThrows(IsterException.class, header::encode).code());
   }
 
-  /** Text of any length is written in one piece. */
+  /** ISTER-2.2-12 */
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "a2001829190400" + "a10182f6f4", // a map with a list
+        "a200182919040039ffff", // below 0
+        "a2001829190400f93c00", // a float
+        "a3001829190400011904014100", // two of them
+        "a20018291bffffffffffffffff00" // the largest
+      })
+  void keysThatAreUnknownAreIgnored(String frame) {
+    assertEquals(Wire.PONG, Header.decode(HEX.parseHex(frame)).type());
+  }
+
+  /** ISTER-2.2-5, ISTER-2.2-6, ISTER-2.2-7: also of what is not known. */
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "a30018291904000119040001", // twice
+        "a2001829190400c101", // a tag
+        "a2001829190400a2010101" + "01", // a key twice inside
+        "a200182919040061ff", // no UTF-8
+        "a20018291904009f01ff" // an indefinite list
+      })
+  void whatIsUnknownIsHeldToTheRulesAsWell(String frame) {
+    assertThrows(IsterException.class, () -> Header.decode(HEX.parseHex(frame)));
+  }
+
+  /** ISTER-2.2-13 */
+  @ParameterizedTest
+  @ValueSource(
+      strings = {
+        "a2001829014101", // bytes for a number
+        "a200182901f93c00", // a float for a number
+        "a20018290120", // below 0
+        "a200182903" + "4161", // bytes for text
+        "a20018291822" + "01", // a number for a flag
+        "a20018291618" + "22f5", // a flag for a version
+        "a2001829144f" + "000000000000000000000000000000", // a session of 15 bytes
+        "a200182909" + "8101", // half a pair
+        "a200182917" + "80" // a list for a map
+      })
+  void aValueOfAnotherKindIsRefused(String frame) {
+    assertThrows(IsterException.class, () -> Header.decode(HEX.parseHex(frame)));
+  }
+
+  /** The codec of headers writes what the library would, in the fewest bytes. */
+  @Test
+  void headersAreWrittenAsTheLibraryWouldWriteThem() {
+    long[] numbers = {0, 23, 24, 255, 256, 65_535, 65_536, 0xffff_ffffL, 1L << 32, Long.MAX_VALUE};
+    Header header =
+        new Header(Wire.RECEIPT)
+            .with(Wire.RECEIPTS, numbers)
+            .with(Wire.TEXT, "größe \ud83d\ude00")
+            .with(Wire.RESUMED, true)
+            .with(Wire.CLOSED, false)
+            .with(Wire.SESSION, new byte[16])
+            .with(Wire.ARGUMENTS, Map.of("a", List.of(1L, "b")));
+    CBORObject read = CBORObject.DecodeFromBytes(header.encode());
+    CBORObject same = CBORObject.NewOrderedMap();
+    same.set(CBORObject.FromObject(0), CBORObject.FromObject(Wire.RECEIPT));
+    for (int key = 1; key < Wire.KEYS; key++) {
+      if (header.value(key) != null) {
+        same.set(CBORObject.FromObject(key), CBORObject.FromObject(header.value(key)));
+      }
+    }
+    assertEquals(same, read);
+    assertArrayEquals(header.encode(), read.EncodeToBytes());
+  }
+
+  /** Text of any length is written in one piece. ISTER-2.2-4 */
   @Test
   void longTextIsWrittenWhole() {
     byte[] written = new Header(Wire.BYE).with(Wire.TEXT, "x".repeat(5000)).encode();
