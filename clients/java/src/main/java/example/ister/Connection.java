@@ -136,33 +136,9 @@ final class Connection {
 
   private void run() {
     try {
-      ArrayDeque<byte[][]> outgoing = new ArrayDeque<>();
       List<byte[][]> incoming = new ArrayList<>();
-      boolean done = false;
-      while (!done) {
+      while (turn(incoming)) {
         awake.set(false);
-        long wait;
-        boolean goodbye;
-        client.lock();
-        try {
-          long now = client.now();
-          service(incoming, now);
-          incoming.clear();
-          outgoing = session.drain(now);
-          long wanted = session.phase() == Session.Phase.IDLE ? due : session.deadline();
-          wait =
-              wanted == Handle.NEVER ? IDLE_SELECT_MS : Math.max(0, wanted - now) / Session.MS + 1;
-          done = over;
-          goodbye = bye;
-        } finally {
-          client.unlock();
-        }
-        send(outgoing);
-        if (done) {
-          closeLine(goodbye ? FAREWELL_LINGER_MS : 0);
-        } else {
-          receive(incoming, Math.min(wait, IDLE_SELECT_MS));
-        }
       }
     } catch (Throwable unforeseen) { // a thread that ends in silence would leave everybody waiting
       client.broken(this, unforeseen);
@@ -175,6 +151,37 @@ final class Connection {
       }
       ended.countDown();
     }
+  }
+
+  /**
+   * Does what is due, says what is to be said, and waits for more; false at the end. A method of
+   * its own, because a loop that seldom turns is interpreted for a long time.
+   */
+  private boolean turn(List<byte[][]> incoming) throws IOException {
+    ArrayDeque<byte[][]> outgoing;
+    long wait;
+    boolean done;
+    boolean goodbye;
+    client.lock();
+    try {
+      long now = client.now();
+      service(incoming, now);
+      incoming.clear();
+      outgoing = session.drain(now);
+      long wanted = session.phase() == Session.Phase.IDLE ? due : session.deadline();
+      wait = wanted == Handle.NEVER ? IDLE_SELECT_MS : Math.max(0, wanted - now) / Session.MS + 1;
+      done = over;
+      goodbye = bye;
+    } finally {
+      client.unlock();
+    }
+    send(outgoing);
+    if (done) {
+      closeLine(goodbye ? FAREWELL_LINGER_MS : 0);
+    } else {
+      receive(incoming, Math.min(wait, IDLE_SELECT_MS));
+    }
+    return !done;
   }
 
   /** Does everything that is due (lock held). */

@@ -70,8 +70,13 @@ public final class Consumer extends Receiver {
     client.lock();
     try {
       check(messages);
+      Delivery last = null;
+      Feed feed = null;
       for (Message message : messages) {
-        Feed feed = source.of(message);
+        if (message.delivery() != last) {
+          last = message.delivery();
+          feed = source.of(message);
+        }
         if (feed != null) {
           feed.ack(message);
         }
@@ -138,12 +143,14 @@ public final class Consumer extends Receiver {
 
   /** Throws what there is to tell of the topics of messages (lock held). */
   private void check(List<Message> messages) {
-    Feed last = null;
+    Delivery last = null;
     for (Message message : messages) {
-      Feed feed = source.of(message);
-      if (feed != null && feed != last) {
-        feed.check();
-        last = feed;
+      if (message.delivery() != last) {
+        last = message.delivery();
+        Feed feed = source.of(message);
+        if (feed != null) {
+          feed.check();
+        }
       }
     }
   }
