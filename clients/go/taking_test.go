@@ -582,3 +582,28 @@ func TestALimitThatIsMissingIsNotTakenForNone(test *testing.T) {
 		t.Fatal(limits)
 	}
 }
+
+// ISTER-9.7-3
+func TestAnAcknowledgmentBehindAMoveIsNoLossToTellOf(test *testing.T) {
+	t := newTalk(test)
+	t.welcome(false)
+	a := t.consumer(10)
+	t.opened(header{kOffset: 0})
+	t.deliver(0, "a")
+	came := a.next(1, t.now)
+	t.hear(header{kType: tEvent, kHandle: 2, kCode: "sought", kOffset: 0})
+	a.ack(came, t.now) // its message was asked for again
+	if a.forgotten || !a.settled() {
+		t.Fatal("told as lost")
+	}
+	t.s.lost(lost("a test"))
+	t.welcome(false)
+	t.opened(header{kOffset: 0})
+	t.deliver(0, "a")
+	came = a.next(1, t.now)
+	t.refuse("unavailable", Retry, header{kHandle: uint64(2), kClosed: true})
+	a.ack(came, t.now) // and this one the broker has forgotten
+	if !a.forgotten {
+		t.Fatal("not told")
+	}
+}
