@@ -48,7 +48,6 @@ class Gathering:
         "_begun_with",
         "_lengths",
         "_longest",
-        "_open",
         "_topic",
         "_usual",
         "_waiter",
@@ -58,6 +57,7 @@ class Gathering:
         "lane",
         "linger_at",
         "linger_s",
+        "opened",
         "payloads",
         "plain",
         "room",
@@ -78,7 +78,7 @@ class Gathering:
         self.times: list[int] | None = None
         self.shipment = Shipment(topic, None)  # what the receipts of its messages point to
         self.lane = NO_LANE  # where the fast path puts messages down
-        self._open = NO_LANE  # the lane that was opened last and is not taken in
+        self.opened = NO_LANE  # the lane that was opened last and is not taken in
         self._lengths: list[int] = []
         self._longest = 0  # how long messages get, of late; longer ones take the path with all checks
         self._usual = PLACES_MIN  # how many places a lane has at most: twice the messages of the last batch
@@ -97,12 +97,12 @@ class Gathering:
         """Let the fast path put messages into this batch, if they are plain and a few of them fit."""
         more = min(self.room // (self._longest + MESSAGE_ENTRY_BYTES), self._usual)
         if LANES and more > 0 and self.plain and self.payloads and not self.shipment.holes:
-            self._open = Lane(self.shipment, self.payloads, more, self._longest, self.room)
-            self.lane = self._open
+            self.opened = Lane(self.shipment, self.payloads, more, self._longest, self.room)
+            self.lane = self.opened
 
     def close_lane(self) -> None:
         """Take in what the fast path put down, and let it put down no more."""
-        lane = self._open
+        lane = self.opened
         if lane is NO_LANE:
             return
         self.lane = NO_LANE  # from here on, a thread sees that it may have come too late
@@ -112,11 +112,11 @@ class Gathering:
         self.room = lane.room - sum(lengths) - MESSAGE_ENTRY_BYTES * len(lengths)
         self.shipment.holes = lane.holes
         self.payloads = found
-        self._open = NO_LANE
+        self.opened = NO_LANE
 
     def shut(self) -> None:
         """Take nothing more: every message takes the path with all checks, which refuse it."""
-        self.lane = self._open = NO_LANE
+        self.lane = self.opened = NO_LANE
         self.room = NOTHING
 
     # ---- gathering -----------------------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ class Gathering:
         self._lengths.append(length)
         self.payloads.append(payload)
         self.room -= length + MESSAGE_ENTRY_BYTES
-        return self.shipment.index_of(place)
+        return self.shipment.index_of(place) if self.shipment.holes else place
 
     def extend(self, payloads: Sequence[bytes], size: int) -> int:
         """Put messages into a batch that has no columns and room for them, and return the first one's index."""
@@ -173,8 +173,8 @@ class Gathering:
         """Return how many body bytes there are, with those of the columns; with an open lane, at most."""
         if not self.payloads:
             return 0
-        lane = self.lane
-        return self._begun_with - self.room + lane.drawn * (lane.longest + MESSAGE_ENTRY_BYTES)
+        size, lane = self._begun_with - self.room, self.lane
+        return size if lane is NO_LANE else size + lane.drawn * (lane.longest + MESSAGE_ENTRY_BYTES)
 
     def frames(self) -> tuple[int, list[bytes]]:
         """Return the columns and the body frames of what is gathered, which is not nothing."""
@@ -196,10 +196,11 @@ class Gathering:
 
     def clear(self) -> None:
         """Begin another batch, which is empty and has a shipment of its own; the lane was closed."""
-        self.lane = self._open = NO_LANE
+        self.lane = self.opened = NO_LANE
         self.room = NOTHING
-        self._usual = max(PLACES_MIN, 2 * len(self.payloads))
-        self._longest -= self._longest >> 2
+        if len(self.payloads) > 1:
+            self._usual = max(PLACES_MIN, 2 * len(self.payloads))
+            self._longest -= self._longest >> 2
         self._lengths = []
         self.payloads = []
         self.plain = True

@@ -20,7 +20,7 @@ from ister import arguments
 from ister.closing import Closing
 from ister.errors import ClosedError, TimeoutExpiredError, UsageError
 from ister.gathering import MESSAGE_ENTRY_BYTES, TIME_BYTES
-from ister.lane import Lane
+from ister.lane import NO_LANE, Lane
 from ister.packing import Packed, check_size, pack
 from ister.publication import Publication
 from ister.receipts import BatchReceipt, Receipt, Shipment, receipt_of
@@ -120,10 +120,9 @@ class Producer(Closing):
                     receipt.shipment = lane.shipment
                     receipt.index = index
                     return receipt
-            found = self._join(payload)
-            if found is not None:
+            if gathered.room > 0 and (found := self._join(payload)) is not None:
                 return found
-        due = self.due(deliver_at, delay)
+        due = 0 if deliver_at is None and delay is None else self.due(deliver_at, delay)
         return self._send_carefully(payload, key, attributes, due, sequence, timeout)
 
     def send_fast(self, payload: bytes) -> Receipt | None:
@@ -210,7 +209,8 @@ class Producer(Closing):
         with self._lock:
             self._check_open()
             try:
-                gathered.close_lane()
+                if gathered.opened is not NO_LANE:
+                    gathered.close_lane()
                 if sequence is not None:
                     if sequence < publication.next_sequence:
                         return receipt_of(*publication.taken_before(sequence))
@@ -224,7 +224,8 @@ class Producer(Closing):
                     self._seal()
                 if not gathered.payloads or gathered.room >= size:
                     receipt = self._add(payload, *columns, due)
-                gathered.open_lane()
+                if gathered.payloads and gathered.plain:
+                    gathered.open_lane()
             except BaseException as error:
                 network.connection_of(publication).interrupted(error)
                 raise

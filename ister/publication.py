@@ -21,9 +21,10 @@ from ister import wire
 from ister.clientsession import Frame, Session, back_off_s, remote_error
 from ister.errors import IsterError, RemoteProtocolError
 from ister.gathering import Gathering, stretched
+from ister.lane import NO_LANE
 from ister.receipts import Shipment
 from ister.window import Window
-from ister.wire import Key, Limits, Type
+from ister.wire import Key, Type
 
 Phase = Literal["idle", "opening", "open", "waiting", "closing", "closed"]
 What = Literal["ready", "opened", "refused", "due", "reopen", "close", "lost", "done", "fail"]
@@ -110,7 +111,7 @@ class Publication:
         self._expected = 0  # what the broker expects next on this connection
         self._numbers_refused: deque[tuple[int, int, IsterError]] = deque(maxlen=REFUSED_MAX)
         self._gap = False  # a refused batch was dropped, and the broker still expects its sequence
-        self._limits = Limits()  # of the broker that has opened it
+        self._least = self._most = 0  # the same, within the broker's limits
         self._sizes = (
             (BATCH_BYTES, BATCH_BYTES_LAGGING) if batch_bytes is None else (batch_bytes, batch_bytes)
         )
@@ -159,19 +160,15 @@ class Publication:
         What is sent now waits behind that in any case. So a quarter of it, gathered first, adds little to the wait, and
         saves the broker and its consumers work for each batch.
         """
-        self._size_batches()
-        self.gathered.begin(now, self.linger_s())
-
-    def _size_batches(self) -> None:
-        usual, most = self._sizes
-        size = max(usual, min(most, self.bytes // IN_FLIGHT))
-        limits = self._limits
-        self.gathered.batch_bytes = min(size, limits.batch_bytes_max, limits.message_bytes_max)
+        gathered, lagging = self.gathered, self.bytes // IN_FLIGHT
+        gathered.batch_bytes = self._least if lagging <= self._least else min(lagging, self._most)
+        gathered.begin(now, self.linger_s())
 
     def seal(self) -> None:
         """Make a batch of what is gathered and send it as soon as may be."""
         gathered = self.gathered
-        gathered.close_lane()
+        if gathered.opened is not NO_LANE:
+            gathered.close_lane()
         if gathered.payloads:
             self.seal_frames(len(gathered.payloads), *gathered.frames())
 
@@ -260,8 +257,9 @@ class Publication:
             return
         limits = self.session.limits
         self._window.grant(header.get(Key.BYTES, limits.producer_window_bytes), limits)
-        self._limits = limits
-        self._size_batches()
+        most = min(limits.batch_bytes_max, limits.message_bytes_max)
+        self._least, self._most = min(self._sizes[0], most), min(self._sizes[1], most)
+        self.gathered.batch_bytes = self._least
         self.strategy = header.get(Key.STRATEGY, "")
         if not self.opened:
             self.opened = True

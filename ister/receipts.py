@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -61,9 +61,9 @@ class Shipment:
         self.first = 0
         self.error: IsterError | None = None
         self.callbacks: list[Callable[[], Any]] | None = None
-        self.holes: list[
+        self.holes: Sequence[
             int
-        ] = []  # indexes, ascending, that no message has (see `lane.py`); nearly always none
+        ] = ()  # indexes, ascending, that no message has (see `lane.py`); nearly always none
 
     def index_of(self, place: int) -> int:
         """Return the index, as receipts have it, of the message at this place of the batch."""
