@@ -1348,7 +1348,10 @@ static void handle_tick(handle *h, us now);
 static us handle_deadline(const handle *h);
 static void handle_fail(handle *h, const ister_error *why);
 
+static void keep_in_session(session *s, uint64_t number);
+
 static void attach(session *s, handle *h, us now) {
+    keep_in_session(s, h->number);
     h->home = s;
     h->next = s->handles;
     s->handles = h;
@@ -1639,15 +1642,27 @@ static void say_close(handle *h) {
     emit(s, &w, NULL);
 }
 
-/* The session may be resumed, and would still hold the handle. */
-static void close_later(handle *h) {
-    session *s = h->home;
-    if (!s || !h->open_ref || !s->has_secret) return;
+static void close_in_session(session *s, uint64_t number) {
     if (s->to_close_count == s->to_close_room) {
         s->to_close_room = s->to_close_room ? 2 * s->to_close_room : 8;
         s->to_close = allocate_again(s->to_close, s->to_close_room * sizeof *s->to_close);
     }
-    s->to_close[s->to_close_count++] = h->number;
+    s->to_close[s->to_close_count++] = number;
+}
+
+/* The session may be resumed, and would still hold the handle. */
+static void close_later(handle *h) {
+    session *s = h->home;
+    if (s && h->open_ref && s->has_secret) close_in_session(s, h->number);
+}
+
+/* A handle that is opened in this session is not to be closed there, though it was left once. */
+static void keep_in_session(session *s, uint64_t number) {
+    size_t kept = 0;
+    for (size_t i = 0; i < s->to_close_count; i++) {
+        if (s->to_close[i] != number) s->to_close[kept++] = s->to_close[i];
+    }
+    s->to_close_count = kept;
 }
 
 static bool is_live(const handle *h) {
@@ -2897,6 +2912,9 @@ typedef struct secret secret;
 struct secret {
     char *endpoint;
     uint8_t bytes[SESSION_BYTES];
+    uint64_t next_ref; /* those below were used in it */
+    uint64_t *handles; /* that were left open in it */
+    size_t handles_count;
     secret *next;
 };
 
@@ -2998,6 +3016,7 @@ static void release_client(ister_client *client) {
         secret *old = client->secrets;
         client->secrets = old->next;
         free(old->endpoint);
+        free(old->handles);
         free(old);
     }
     drop_events(&client->events);
@@ -3039,12 +3058,32 @@ static void keep_secret(connection *c) {
         c->client->secrets = into;
     }
     memcpy(into->bytes, c->s.secret, SESSION_BYTES);
+    into->next_ref = c->s.next_ref;
 }
 
+/* Goes on with the session that was left at an endpoint, if there is one: no REF is used twice in it, and what was left
+   open there is closed. */
 static void use_secret(connection *c) {
-    const secret *known = secret_of(c->client, endpoint_of(c));
+    secret *known = secret_of(c->client, endpoint_of(c));
     c->s.has_secret = known != NULL;
-    if (known) memcpy(c->s.secret, known->bytes, SESSION_BYTES);
+    if (!known) return;
+    memcpy(c->s.secret, known->bytes, SESSION_BYTES);
+    c->s.next_ref = larger(c->s.next_ref, known->next_ref);
+    for (size_t i = 0; i < known->handles_count; i++) close_in_session(&c->s, known->handles[i]);
+    known->handles_count = 0;
+}
+
+/* Notes what is open in a session that is left, perhaps for good. */
+static void keep_open_handles(connection *c) {
+    keep_secret(c);
+    secret *into = secret_of(c->client, endpoint_of(c));
+    size_t count = 0;
+    if (!into || !c->s.has_secret) return;
+    for (const handle *h = c->s.handles; h; h = h->next) count++;
+    into->handles = allocate_again(into->handles, (count + c->s.to_close_count) * sizeof *into->handles);
+    into->handles_count = 0;
+    for (const handle *h = c->s.handles; h; h = h->next) into->handles[into->handles_count++] = h->number;
+    for (size_t i = 0; i < c->s.to_close_count; i++) into->handles[into->handles_count++] = c->s.to_close[i];
 }
 
 static void log_text(ister_client *client, ister_log_level level, const char *text) {
@@ -3128,6 +3167,7 @@ static void rehome(connection *from, us now) {
     connection *home = from->client->connections;
     ister_error why;
     say_lost(&why, "%s does not come back", endpoint_of(from));
+    keep_open_handles(from);
     while (from->s.handles) {
         handle *h = from->s.handles;
         handle_lost(h, &why);
@@ -3188,6 +3228,7 @@ static void on_moved(void *context, handle *h, const char *endpoint, us now) {
     handle_lost(h, &why);
     detach(h);
     if (h->kind == A_CONSUMER && h->opened) forget((attachment *)h);
+    keep_in_session(&target->s, h->number);
     h->home = &target->s;
     h->next = target->s.handles;
     target->s.handles = h;

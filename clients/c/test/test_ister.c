@@ -833,6 +833,47 @@ static void text_is_cut_at_a_letters_end(void) {
     CHECK(strcmp(field, "aa") == 0);
 }
 
+/* 4.1-1 and 7.4-8: an endpoint that does not come back is left; if things are there after all, its session goes on. */
+static void a_session_that_was_left_goes_on_with_other_refs_and_closes_what_was_open(void) {
+    ister_client client = {.text = copy_text("test")};
+    pthread_cond_init(&client.changed, NULL);
+    const char *home = "tcp://127.0.0.1:1", *away = "tcp://127.0.0.1:2";
+    connection *first = new_connection(&client, &home, 1, true), *left = new_connection(&client, &away, 1, false);
+    publication *stays = allocate(sizeof *stays), *returns = allocate(sizeof *returns);
+    set_up_publication(stays, 3, "orders");
+    set_up_publication(returns, 4, "orders");
+    attach(&left->s, &stays->h, 0);
+    attach(&left->s, &returns->h, 0);
+    left->s.has_secret = true;
+    left->s.secret[0] = 9;
+    left->s.next_ref = 50;
+    rehome(left, 0);
+    CHECK(stays->h.home == &first->s && returns->h.home == &first->s && left->leaving);
+    connection *again = new_connection(&client, &away, 1, false);
+    CHECK(again->s.has_secret && again->s.secret[0] == 9 && again->s.next_ref == 50 && again->s.to_close_count == 2);
+    detach(&returns->h);
+    attach(&again->s, &returns->h, 0);
+    CHECK(again->s.to_close_count == 1 && again->s.to_close[0] == 3);
+    free_publication(stays);
+    free_publication(returns);
+    atomic_init(&client.references, 2);
+    while (client.connections) {
+        connection *old = client.connections;
+        client.connections = old->next;
+        free_connection(old);
+    }
+    while (client.secrets) {
+        secret *old = client.secrets;
+        client.secrets = old->next;
+        free(old->endpoint);
+        free(old->handles);
+        free(old);
+    }
+    drop_events(&client.events);
+    pthread_cond_destroy(&client.changed);
+    free(client.text);
+}
+
 /* libzmq's own thread waits for ever where it has something to tell a monitor whose reader is gone: then no socket of
    the context connects, sends or receives again. */
 static void sockets_that_are_closed_while_things_happen_to_them_stop_no_other(void) {
@@ -895,6 +936,7 @@ int main(void) {
     RUN(wrong_attributes_fail_the_attributes_alone);
     RUN(a_name_makes_the_id_that_the_document_says);
     RUN(text_is_cut_at_a_letters_end);
+    RUN(a_session_that_was_left_goes_on_with_other_refs_and_closes_what_was_open);
     RUN(sockets_that_are_closed_while_things_happen_to_them_stop_no_other);
     if (failures) fprintf(stderr, "%d checks failed\n", failures);
     return failures ? 1 : 0;

@@ -19,6 +19,13 @@ export interface User {
   part?(): void;
 }
 
+/** A session that was given up, and may go on. */
+interface Left {
+  secret: Uint8Array;
+  handles: number[]; // are open in it
+  lastRef: number;
+}
+
 export class Network implements Owner {
   readonly home: Connection;
   closed = false;
@@ -29,7 +36,7 @@ export class Network implements Owner {
   changed: () => void = () => {};
   private readonly connections = new Set<Connection>();
   private readonly moves = new Map<number, { hops: number; last: number }>();
-  private readonly left = new Map<string, { secret: Uint8Array; handles: number[] }>(); // sessions given up, by endpoint
+  private readonly left = new Map<string, Left>(); // sessions given up, by endpoint
   private handles = 0;
 
   constructor(
@@ -77,7 +84,7 @@ export class Network implements Owner {
     const left = this.left.get(endpoint);
     if (left !== undefined) {
       this.left.delete(endpoint);
-      connection.session.inherit(left.secret, left.handles);
+      connection.session.inherit(left.secret, left.handles, left.lastRef);
     }
     this.connections.add(connection);
     return connection;
@@ -116,7 +123,8 @@ export class Network implements Owner {
     const { session } = from;
     if (session.secret !== null) {
       // if things are there after all, its session is resumed: else that would hold an Exclusive consumer's place
-      this.left.set(from.endpoint, { secret: session.secret, handles: [...session.handles.keys()] });
+      const { secret, lastRef } = session;
+      this.left.set(from.endpoint, { secret, lastRef, handles: [...session.handles.keys()] });
     }
     from.leaving = true;
     for (const handle of [...session.handles.values()]) {

@@ -189,9 +189,16 @@ export class Session {
     this.secret = secret;
   }
 
-  /** Continue with a session that another connection to this worker had; those handles are open in it. */
-  inherit(secret: Uint8Array, handles: Iterable<number>): void {
+  /** The last REF that was used. */
+  get lastRef(): number {
+    return this.refs;
+  }
+
+  /** Continue with a session that another connection to this worker had; those handles are open in it, and REFs up to
+   * that one were used. */
+  inherit(secret: Uint8Array, handles: Iterable<number>, lastRef: number): void {
     this.secret = secret;
+    this.refs = Math.max(this.refs, lastRef);
     for (const handle of handles) {
       this.departed.add(handle);
     }

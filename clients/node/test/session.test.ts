@@ -32,6 +32,21 @@ describe("a session", () => {
     assert.deepEqual(Buffer.from(stage.heard()[0]?.header.get(K.SESSION) as Uint8Array), SECRET);
   });
 
+  it("uses no REF twice in a session that another connection had", () => {
+    const first = new Stage().welcome();
+    asked(first);
+    const before = first.session.lastRef;
+    const second = new Stage();
+    second.session.inherit(SECRET, [7], before);
+    second.welcome({ [K.RESUMED]: true });
+    asked(second);
+    const said = second.heard().map(({ header }) => [header.get(K.TYPE), header.get(K.REF)]);
+    assert.deepEqual(said, [
+      [T.CLOSE, before + 1], // of what was left open there
+      [T.REQUEST, before + 2],
+    ]);
+  });
+
   it("forgets it at session-expired, and not at hello-required", () => {
     for (const [code, secret] of [
       ["hello-required", SECRET],
