@@ -267,8 +267,8 @@ class Producer(Closing):
         """Send many messages at once: one receipt, consecutive offsets.
 
         `deliver_at` applies to all of them, or is a list with one entry each; `delay` (seconds from now) applies to
-        all. A short list joins the batch being gathered, a longer one is a batch of its own. Raises as `send` does;
-        then none of the messages was sent.
+        all. A short list joins the batch being gathered, or begins one while many producers of the connection wait for
+        receipts; a longer one is a batch of its own. Raises as `send` does; then none of the messages was sent.
         """
         batch = self.pack(payloads, keys, attributes, deliver_at, delay)
         deadline: float | None = None
@@ -325,6 +325,11 @@ class Producer(Closing):
                     return BatchReceipt(gathered.shipment, index, len(batch.payloads))
                 if gathered.payloads:
                     self._seal()
+                elif not batch.columns and publication.gathers_first(batch.size):
+                    gathered.begin(network.clock.monotonic(), publication.linger_s())
+                    index = gathered.extend(batch.payloads, batch.size)
+                    network.connection_of(publication).nudge(gathered.linger_at)
+                    return BatchReceipt(gathered.shipment, index, len(batch.payloads))
                 if not gathered.payloads and publication.has_room(batch.size):
                     receipt = BatchReceipt(gathered.shipment, 0, len(batch.payloads))
                     publication.seal_frames(len(batch.payloads), batch.columns, batch.body)

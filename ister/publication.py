@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 from ister import wire
 from ister.clientsession import Frame, Session, back_off_s, remote_error
 from ister.errors import IsterError, RemoteProtocolError
-from ister.gathering import Gathering, stretched
+from ister.gathering import AWAITING_USUAL, Gathering, stretched
 from ister.lane import NO_LANE
 from ister.receipts import Shipment
 from ister.window import Window
@@ -410,6 +410,16 @@ class Publication:
         """How long a batch that begins now may wait for more messages."""
         linger_s, session = self.gathered.linger_s, self.session
         return linger_s if session is None else stretched(linger_s, len(session.awaiting))
+
+    def gathers_first(self, size: int) -> bool:
+        """Whether a batch that a program gave is to wait for others: it is small, and many producers are waiting."""
+        gathered, session = self.gathered, self.session
+        return (
+            bool(self.batches and gathered.linger_s)
+            and session is not None
+            and len(session.awaiting) > AWAITING_USUAL
+            and 2 * size < gathered.batch_bytes
+        )
 
     def tick(self, now: float) -> None:
         """Send what has lingered, and open again after a back-off."""

@@ -329,3 +329,32 @@ def test_a_number_that_was_stored_before_is_answered_as_a_duplicate(client: iste
 def test_names_are_the_same_producers_in_every_language() -> None:
     """With the example of PROTOCOL.md."""
     assert producer_id("orders", "loader") == 70_219_652_783_341_418
+
+
+def test_small_batches_to_many_topics_are_sent_together(broker: testing.Broker, client: ister.Client) -> None:
+    """While many producers of the connection wait for receipts; offsets stay in order, and a flush sends the rest."""
+    with client.producer("orders", linger_ms=60_000) as producer:
+        producer.send_batch([b"first"]).result(5)
+        broker.silent = True
+        receipts = [producer.send_batch([b"a", b"b"])]
+        session = producer.publication.session
+        assert session is not None
+        session.awaiting.update(range(1000, 1100))
+        receipts += [producer.send_batch([b"%d" % number] * 3) for number in range(20)]
+        receipts.append(producer.send_batch([b"x"], keys=[b"k"]))
+        assert len(producer.publication.batches) == 3
+        broker.silent = False
+        broker.disconnect()
+        producer.flush(10)
+        assert [receipt.result(0).offset for receipt in receipts] == [1, *range(3, 63, 3), 63]
+
+
+def test_a_small_batch_that_waits_for_others_goes_after_the_linger(client: ister.Client) -> None:
+    """Nobody has to flush, or to send more."""
+    with client.producer("orders", linger_ms=5) as producer:
+        producer.send_batch([b"first"]).result(5)
+        session = producer.publication.session
+        assert session is not None
+        session.awaiting.update(range(1000, 1100))
+        receipts = [producer.send_batch([b"a", b"b"]) for _ in range(20)]
+        assert [receipt.result(5).offset for receipt in receipts] == list(range(1, 41, 2))

@@ -640,3 +640,16 @@ def test_a_producer_counts_as_waiting_while_it_has_a_batch_on_its_way(talk: Talk
     assert awaiting == {1}
     publication.fail(ClosedError("over"))
     assert not awaiting
+
+
+def test_a_batch_of_the_program_waits_for_others_only_among_many(talk: Talk) -> None:
+    """And only where it is small, and one of its producer's is on its way."""
+    publication = opened(talk)
+    talk.session.awaiting.update(range(100, 200))
+    small = publication.gathered.batch_bytes // 2 - 1
+    assert not publication.gathers_first(small)
+    ship(publication, b"a")
+    assert publication.gathers_first(small)
+    assert not publication.gathers_first(small + 1)
+    talk.session.awaiting.clear()
+    assert not publication.gathers_first(small)
