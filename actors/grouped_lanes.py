@@ -97,29 +97,34 @@ class GroupedLanes(Lanes):
     def _begin_change(self) -> list[Member | None]:
         """Forget who owns which key; return who owns the slots."""
         self._owner_of.clear()
-        return self._slots[:] if self._flying else []
+        return self._slots[:] if self._flying or self._waiting_groups else []
 
     def _end_change(self, before: list[Member | None]) -> None:
         """Bring what waits to those who own the slots now; what is in flight elsewhere has lanes, which wait for it."""
-        if before:
-            slots, flying = self._slots, self._flying
-            moved = {key for key in set(flying.values()) if slots[slot := slot_of(key)] is not before[slot]}
-            for offset in [offset for offset, key in flying.items() if key in moved] if moved else ():
-                lane = self._put_in_lane(offset, before[slot_of(flying[offset])])
-                if lane.queued_at is not None and lane.queued_at is not lane.owner:
-                    self._unqueue(lane)
-                    self._queue(lane)
+        if not before:
+            return
+        slots, flying = self._slots, self._flying
+        keys = set(flying.values())
+        for waiting in self._waiting_groups.values():
+            keys.update(*[group.keys for group in waiting.groups])
+        moved = {key for key in keys if slots[slot := slot_of(key)] is not before[slot]}
+        if not moved:
+            return
+        for offset in [offset for offset, key in flying.items() if key in moved]:
+            lane = self._put_in_lane(offset, before[slot_of(flying[offset])])
+            if lane.queued_at is not None and lane.queued_at is not lane.owner:
+                self._unqueue(lane)
+                self._queue(lane)
         moving: dict[int, list[tuple[int, bytes]]] = defaultdict(list)
         for member, waiting in list(self._waiting_groups.items()):
             stays: deque[Group] = deque()
             for group in waiting.groups:
-                owners = [self._owner_of.get(key) or self._look_up(key) for key in group.keys]
-                if owners.count(member) == len(owners):
+                if moved.isdisjoint(group.keys):
                     stays.append(group)
                     continue
-                rows = list(zip(group.indices, group.keys, owners, strict=True))
-                moving[group.first] += [(index, key) for index, key, owner in rows if owner is not member]
-                if stay := [(index, key) for index, key, owner in rows if owner is member]:
+                rows = list(zip(group.indices, group.keys, strict=True))
+                moving[group.first] += [row for row in rows if row[1] in moved]
+                if stay := [row for row in rows if row[1] not in moved]:
                     stays.append(Group(group.first, [row[0] for row in stay], [row[1] for row in stay]))
             count = sum(len(group.indices) for group in stays)
             self.waiting -= waiting.count - count
