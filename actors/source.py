@@ -24,9 +24,9 @@ from ister.storage.wholereader import UNKNOWN, TieredReader
 from ister.wire import DELIVER_RECORDS_MAX
 
 READ_BYTES: Final = 256 << 10  # read ahead of dispatch: a few pieces
-# Copies of batches whose single messages are looked at. The tables of the messages take some 10 MB, and the bytes
-# are enough for the lanes of a subscription whose consumers keep up.
-SHEETS_MESSAGES_MAX: Final = 50_000
+# Copies of batches whose single messages are looked at: as many messages as may wait for the consumers of a Key-Shared
+# subscription. Their tables take up to 20 MB, and the bytes are enough where consumers keep up.
+SHEETS_MESSAGES_MAX: Final = 100_000
 SHEETS_BYTES_MAX: Final = 16 << 20
 # When the limit of the process is reached, each subscription may still have this much, or one batch.
 SHEETS_BYTES_MIN: Final = 256 << 10
