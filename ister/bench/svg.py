@@ -13,11 +13,12 @@ from html import escape
 from typing import Final
 
 WIDTH: Final = 760
-LEFT, RIGHT, TOP, BOTTOM = 64, 180, 12, 46
+LEFT, RIGHT, TOP, BOTTOM = 64, 230, 12, 46
 COLOURS: Final = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 ROW_HEIGHT: Final = 22
 PLOT_HEIGHT: Final = 280
-LABEL_WIDTH: Final = 330
+LETTER_WIDTH: Final = 6.6  # about, of the labels before a row
+ROW_WIDTH: Final = 430  # of a row's plot and its value
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +81,26 @@ def spans(rows: Sequence[Span], unit: str) -> str:
     if not rows:
         return ""
     height = TOP + ROW_HEIGHT * len(rows) + BOTTOM
-    across = axis(
-        [value for row in rows for value in (row.low, row.middle, row.high)], LABEL_WIDTH, WIDTH - 70
-    )
+    labels = round(20 + LETTER_WIDTH * max(len(row.label) for row in rows))
+    width = labels + ROW_WIDTH
+    across = axis([value for row in rows for value in (row.low, row.middle, row.high)], labels, width - 70)
     parts = []
     for tick in across.ticks():
         x = across.at(tick)
         parts.append(_rule(x, TOP, x, height - BOTTOM))
         parts.append(_text(x, height - BOTTOM + 16, short(tick), "middle"))
-    parts.append(_text((LABEL_WIDTH + WIDTH - 70) / 2, height - 8, unit, "middle"))
+    parts.append(_text((labels + width - 70) / 2, height - 8, unit, "middle"))
     for number, row in enumerate(rows):
         y = TOP + ROW_HEIGHT * (number + 0.5)
         words = f"{row.label}: {short(row.middle)} ({short(row.low)} to {short(row.high)}) {unit}"
-        parts.append(_text(LABEL_WIDTH - 10, y + 4, row.label, "end"))
+        parts.append(_text(labels - 10, y + 4, row.label, "end"))
         parts.append(
             f"<g><title>{escape(words)}</title>"
             f'<line x1="{across.at(row.low)}" y1="{y}" x2="{across.at(row.high)}" y2="{y}" stroke="{row.colour}" '
             f'stroke-width="3"/><circle cx="{across.at(row.middle)}" cy="{y}" r="5" fill="{row.colour}"/></g>'
         )
         parts.append(_text(across.at(row.high) + 9, y + 4, short(row.middle), "start"))
-    return _svg(height, parts, f"{len(rows)} values in {unit}")
+    return _svg(width, height, parts, f"{len(rows)} values in {unit}")
 
 
 def lines(
@@ -135,8 +136,9 @@ def lines(
     )
     for number, line in enumerate(drawn):
         colour = COLOURS[number % len(COLOURS)]
+        dashes = ' stroke-dasharray="6 3"' if number >= len(COLOURS) else ""
         path = " ".join(f"{across.at(x)},{up.at(y)}" for x, y in line.points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"{dashes}/>')
         for x, y in line.points:
             words = f"{line.label}, {x_words(x)}: {short(y)}"
             parts.append(
@@ -146,10 +148,10 @@ def lines(
         y = TOP + 12 + 18 * number
         parts.append(
             f'<line x1="{WIDTH - RIGHT + 12}" y1="{y - 4}" x2="{WIDTH - RIGHT + 30}" y2="{y - 4}" stroke="{colour}" '
-            'stroke-width="3"/>'
+            f'stroke-width="3"{dashes}/>'
         )
         parts.append(_text(WIDTH - RIGHT + 36, y, line.label, "start"))
-    return _svg(height, parts, f"{y_name} over {x_name}")
+    return _svg(WIDTH, height, parts, f"{y_name} over {x_name}")
 
 
 def _rule(x1: float, y1: float, x2: float, y2: float) -> str:
@@ -160,9 +162,9 @@ def _text(x: float, y: float, words: str, anchor: str) -> str:
     return f'<text x="{x}" y="{y}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def _svg(height: float, parts: Sequence[str], label: str) -> str:
+def _svg(width: float, height: float, parts: Sequence[str], label: str) -> str:
     return (
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
         + "\n".join(parts)
         + "</svg>"
     )

@@ -289,6 +289,16 @@ def test_the_command_writes_the_page_of_several_files(tmp_path: Path) -> None:
     assert "Redis" in out.read_text(encoding="utf-8")
 
 
+def test_long_labels_widen_the_plot_and_many_lines_are_told_apart() -> None:
+    """A peer's name with its durability is not cut off, and the ninth line is not drawn like the first."""
+    short, long = (svg.spans([svg.Span("x" * length, 1, 2, 3)], "s") for length in (5, 90))
+    widths = [int(re.search(r'viewBox="0 0 (\d+)', each)[1]) for each in (short, long)]  # type: ignore[index]
+    assert widths[1] - widths[0] > 85 * 6
+    drawn = svg.lines([svg.Line(str(number), [(1, 1), (2, number + 1)]) for number in range(10)], "x", "y")
+    styles = re.findall(r"<polyline[^>]*(stroke=[^>]*)/>", drawn)
+    assert len(set(styles)) == 10
+
+
 def test_an_axis_ends_at_powers_of_ten_around_the_values() -> None:
     """Values lie between its ends in their order."""
     made = svg.axis([3, 40, 900], 0, 300)
