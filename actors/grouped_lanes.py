@@ -31,6 +31,8 @@ WINDOW_MIN: Final = 256
 HOT: Final = 8
 LOOKED_AT: Final = 2_000  # of the messages that are next
 CALM: Final = 256  # they are looked at again when so many were taken, or others came
+# With more consumers all messages have lanes: what waits would have to be looked at for each that comes or goes.
+CONSUMERS_MAX: Final = 256
 KEYS_MAX: Final = 20_000  # keys whose consumer is known without a look at its slot; 100 bytes each
 
 
@@ -97,6 +99,8 @@ class GroupedLanes(Lanes):
     def _begin_change(self) -> list[Member | None]:
         """Forget who owns which key; return who owns the slots."""
         self._owner_of.clear()
+        if len(self._runnable) >= CONSUMERS_MAX:
+            self._dissolve_all()
         return self._slots[:] if self._flying or self._waiting_groups else []
 
     def _end_change(self, before: list[Member | None]) -> None:
@@ -187,6 +191,7 @@ class GroupedLanes(Lanes):
         count = len(indices)
         if (
             not owner.sparse
+            or len(self._runnable) > CONSUMERS_MAX
             or self._over_of[owner]
             or (count if waiting is None else waiting.count + count) > GROUPED_MAX
             or self.waiting + count > of_lanes.WAITING_MAX

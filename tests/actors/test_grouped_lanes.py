@@ -5,6 +5,7 @@ HYPOTHESIS_PROFILE=long runs it for minutes.
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
@@ -162,6 +163,18 @@ def test_messages_that_arrive_together_go_together() -> None:
     assert {lanes._slots[slot_of(KEYS[offset])] for offset in first} == {one}
     lanes.settle_all([(offset, offset + 1) for offset in range(100)])
     assert (lanes.in_flight, lanes.waiting) == (0, 0)
+
+
+def test_with_thousands_of_consumers_nothing_waits_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one that comes costs does not grow with what waits for the others."""
+    monkeypatch.setattr(module, "CONSUMERS_MAX", 3)
+    members = [Member(age, 0, age, 1000, 1 << 20, sparse=True) for age in range(1, 5)]
+    lanes = grouped(*members[:3])
+    assert lanes._waiting_groups
+    lanes.attach(members[3])
+    lanes.arrive_together(100, KEYS, [(100, 200)])
+    assert not lanes._waiting_groups
+    assert lanes.waiting == 200
 
 
 def test_what_comes_back_goes_before_what_waits_in_a_group() -> None:
