@@ -205,6 +205,20 @@ impl Client {
         }
     }
 
+    /// Ask the broker for what has no call of its own here: operations, arguments and answers are those of PROTOCOL.md,
+    /// section 10. What is answered with `retry` is asked again.
+    ///
+    /// ```no_run
+    /// # async fn verify(client: ister::Client) -> ister::Result<()> {
+    /// let told = client.operation("topic.verify", ister::Options::new().set("topic", "orders")).await?;
+    /// println!("{:?} of {:?} bytes are read", told.number("bytes"), told.number("bytes_total"));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn operation(&self, operation: &str, arguments: Options) -> Result<Info> {
+        self.info(operation, arguments.0).await
+    }
+
     /// Create a topic. Settings are the arguments of `topic.create`: `dispatch` (`reliable`, or `non-reliable`),
     /// `durability`, `retention_ms`, ...
     pub async fn create_topic(&self, topic: &str, settings: Options) -> Result<TopicInfo> {
