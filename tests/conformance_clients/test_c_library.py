@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ister import testing
+from ister.ownbroker import OwnBroker
 from tests.conformance_clients import drivers, packages
 
 FOLDER = drivers.CLIENTS / "c"
@@ -74,6 +75,15 @@ def test_what_programs_call_does_what_the_header_says(
     make(copied, f"build/test_api_{sanitizer}")
     told = {"TSAN_OPTIONS": f"suppressions={copied / 'test' / 'threads.supp'}"}
     run(copied, f"build/test_api_{sanitizer}", memory_broker.endpoint, environment=told)
+
+
+def test_what_the_wrapper_for_cpp_adds_does_what_it_says(copied: Path, tmp_path: Path) -> None:
+    """Patterns and dead letters; an exception that ends a consumer is a failure of what the program has in hand."""
+    if shutil.which("g++") is None:
+        pytest.skip("c: this machine has no g++")
+    make(copied, "build/test_wrapper", "CXX=g++")
+    with OwnBroker(f"{tmp_path}/data", f"{tmp_path}/log", workers=1) as broker:
+        run(copied, "build/test_wrapper", broker.endpoint)
 
 
 def test_it_exports_nothing_but_its_own_names(copied: Path) -> None:
