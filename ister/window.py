@@ -16,7 +16,7 @@ from typing import Final
 from ister.wire import Limits
 
 COVERED_S: Final = 1.0  # so much work the window holds at most, beyond the usual one
-SPAN_S: Final = 0.25  # how long receipts are counted to know their rate
+SPAN_S: Final = 0.1  # how long receipts are counted to know their rate
 SHRINK: Final = 0.5  # what is left of the window after a slow span, at least: a single one may say little
 
 
