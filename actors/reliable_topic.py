@@ -94,7 +94,7 @@ class ReliableTopic(Topic):
         gateway: Gateway,
         *,
         open_log: Callable[[int], Wal],
-        erase: Callable[[], None],
+        erase: Callable[[], Callable[[], None]],
         commits: Commits,
         uploader: Ref,
         directory: Ref,

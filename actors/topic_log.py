@@ -20,6 +20,7 @@ from typing import Final, Protocol
 from ister.actors.commits import Commits
 from ister.actors.log_state import TRANSITIONS, LogEvent, LogState, event_of
 from ister.actors.runtime import LoopActor, Timer
+from ister.actors.threads import Purpose
 from ister.errors import DiskFullError, StorageError
 from ister.storage.commit import Commit
 from ister.storage.meta import TopicMeta
@@ -56,9 +57,10 @@ class LogEvents(Protocol):
 class TopicLog:
     """The log of `host`'s topic, which is told of its events.
 
-    `open_log(known_end)` opens it; it must reach `known_end`. `erase` deletes its folder. `is_held(wal)` says whether
-    something else runs on a log; that calls `released(wal)` when it ends. `on_committed(wal)` is called when a commit
-    has ended, after which segments may be sealed permanently.
+    `open_log(known_end)` opens it; it must reach `known_end`. `erase` forgets it, and returns the deletion of its
+    folder, which may run in any thread and raises OSError. `is_held(wal)` says whether something else runs on a log;
+    that calls `released(wal)` when it ends. `on_committed(wal)` is called when a commit has ended, after which segments
+    may be sealed permanently.
     """
 
     def __init__(
@@ -68,7 +70,7 @@ class TopicLog:
         meta: TopicMeta,
         *,
         open_log: Callable[[int], Wal],
-        erase: Callable[[], None],
+        erase: Callable[[], Callable[[], None]],
         commits: Commits,
         is_held: Callable[[Wal], bool],
         on_committed: Callable[[Wal], None],
@@ -191,14 +193,18 @@ class TopicLog:
                 self._erase_folder()
 
     def _erase_folder(self, tries: int = ERASE_TRIES) -> None:
-        """Delete the log's folder; what cannot be deleted now is deleted at the next start of the broker."""
-        try:
-            self._erase()
-        except OSError as error:  # a spare segment was just being created there
-            if tries > 1:
-                self._host.loop.call_later(ERASE_RETRY_S, lambda: self._erase_folder(tries - 1))
+        """Delete the log's folder in a thread; what cannot be deleted now, the next start of the broker deletes."""
+        loop = self._host.loop  # the actor may have ended before the folder is deleted
+
+        def deleted(_: None, error: BaseException | None) -> None:
+            if error is None:
+                return
+            if isinstance(error, OSError) and tries > 1:  # a spare segment was just being created there
+                loop.call_later(ERASE_RETRY_S, lambda: self._erase_folder(tries - 1))
             else:
                 log.warning("the log of deleted topic %s is still there: %s", self._topic, error)
+
+        loop.offload(self._erase(), deleted, Purpose.TRIMS)
 
     # ---- group commit -------------------------------------------------------------------------------------------
 

@@ -241,10 +241,10 @@ class Worker:
                     )
             return wal
 
-        def erase() -> None:
+        def erase() -> Callable[[], None]:
             self._logs.pop(folder, None)
             self._maps.forget(folder)
-            remove_log(self._disk, folder)
+            return lambda: remove_log(self._disk, folder)
 
         uploader = system.ref(self._uploader_node, actor_path("uploader", meta))
         return system.spawn(

@@ -16,7 +16,7 @@ from typing import Final
 from ister.errors import DiskFullError
 from ister.storage.begin import save_begin
 from ister.storage.disk import Disk
-from ister.storage.segment import SegmentInfo
+from ister.storage.segment import SegmentInfo, base_of
 
 DAMAGED_SUFFIX: Final = ".damaged"
 
@@ -86,11 +86,14 @@ class Trim:
 
 
 def remove_log(disk: Disk, folder: str) -> None:
-    """Delete a topic's log permanently, with its folder; a missing folder counts as deleted."""
+    """Delete a topic's log permanently, with its folder; a missing folder counts as deleted. In a thread."""
     try:
         names = disk.listdir(folder)
     except FileNotFoundError:
         return
     for name in names:
-        disk.unlink(f"{folder}/{name}")
+        if base_of(name) is None:
+            disk.unlink(f"{folder}/{name}")
+        else:
+            disk.unlink_large(f"{folder}/{name}")
     disk.rmdir(folder)
