@@ -199,6 +199,7 @@ def test_what_waits_for_its_time_is_not_taken_out_of_what_was_left_in_the_log(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A slow consumer's messages are read again later; those with a delivery time come at that time, and once."""
+    monkeypatch.setattr("ister.actors.grouped_lanes.GROUPED_MAX", 8)
     monkeypatch.setattr("ister.actors.lanes.LANE_MAX", 8)
     monkeypatch.setattr("ister.actors.lanes.LANE_MIN", 8)
     scene = Scene(stage, type="key-shared")
