@@ -459,6 +459,11 @@ final class Attachment implements Handle, Handing.Speaker, Acknowledgments.Speak
   }
 
   @Override
+  public boolean isOver() {
+    return phase == Phase.CLOSED;
+  }
+
+  @Override
   public List<Header> lastWords() {
     return lastWords;
   }

@@ -82,6 +82,7 @@ final class Connection {
     this.home = home;
     session = new Session(client.text(), new FromSession());
     session.secret(client.secretOf(endpoints.get(0)));
+    session.adopt(client.orphansOf(endpoints.get(0)));
     try {
       selector = Selector.open();
     } catch (IOException failed) {
@@ -101,6 +102,11 @@ final class Connection {
     @Override
     public void moved(Handle handle, String endpoint) {
       client.move(Connection.this, handle, endpoint);
+    }
+
+    @Override
+    public long nextRef() {
+      return client.nextRef();
     }
 
     @Override

@@ -26,6 +26,9 @@ interface Handle {
   /** When {@link #tick} is wanted next. */
   long deadline();
 
+  /** Whether it is over, and opens no more. */
+  boolean isOver();
+
   /** What is to be said before CLOSE, if that is said over another connection. */
   List<Header> lastWords();
 

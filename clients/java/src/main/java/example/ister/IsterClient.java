@@ -76,7 +76,9 @@ public final class IsterClient implements AutoCloseable {
   private final Set<Producer> producers = new LinkedHashSet<>();
   private final Set<Receiver> receivers = new LinkedHashSet<>();
   private final Inbox inbox = new Inbox(this);
+  private final Map<String, Map<Long, List<Header>>> orphans = new HashMap<>();
   private long lastHandle;
+  private long lastRef;
   private boolean closing;
   private boolean closed;
 
@@ -294,6 +296,16 @@ public final class IsterClient implements AutoCloseable {
     return secrets.get(endpoint);
   }
 
+  long nextRef() {
+    return ++lastRef;
+  }
+
+  /** What a session at an endpoint still holds, and nobody here has there any more. */
+  Map<Long, List<Header>> orphansOf(String endpoint) {
+    Map<Long, List<Header>> left = orphans.remove(endpoint);
+    return left == null ? Map.of() : left;
+  }
+
   void keepSecret(String endpoint, byte[] secret) {
     secrets.put(endpoint, secret);
   }
@@ -386,6 +398,7 @@ public final class IsterClient implements AutoCloseable {
 
   private void put(Connection from, Connection target, Handle handle, IsterException why) {
     from.session().detach(handle);
+    from.session().orphan(handle);
     handle.onLost(why);
     target.session().handles.put(handle.number(), handle);
     if (target.session().phase() == Session.Phase.READY) {
@@ -401,6 +414,7 @@ public final class IsterClient implements AutoCloseable {
   private void drop(Connection from) {
     if (from.session().secret() != null) {
       keepSecret(from.endpoint(), from.session().secret());
+      orphans.put(from.endpoint(), from.session().orphans());
     }
     elsewhere.remove(from.endpoint());
     left.add(from);

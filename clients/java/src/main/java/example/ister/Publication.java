@@ -251,6 +251,11 @@ final class Publication implements Handle {
   }
 
   @Override
+  public boolean isOver() {
+    return phase == Phase.CLOSED;
+  }
+
+  @Override
   public List<Header> lastWords() {
     return List.of();
   }

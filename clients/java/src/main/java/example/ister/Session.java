@@ -49,6 +49,12 @@ final class Session {
 
     /** Runs something later that may call the program. */
     void later(Runnable task);
+
+    /**
+     * A REF that this client has not used. A session may be left and resumed by another object, and
+     * answers to what was asked before may come then.
+     */
+    long nextRef();
   }
 
   /** A question to the broker that any connection may carry. */
@@ -96,7 +102,6 @@ final class Session {
   private long heartbeat;
   private ArrayDeque<byte[][]> outbox = new ArrayDeque<>();
 
-  private long lastRef;
   private final Map<Long, Answer> answers = new HashMap<>();
   private final List<Request> waiting = new ArrayList<>();
   private final Map<Long, Request> asked = new LinkedHashMap<>();
@@ -173,8 +178,9 @@ final class Session {
 
   /** Returns a REF whose answer is given to a function. */
   long expect(Answer then) {
-    answers.put(++lastRef, then);
-    return lastRef;
+    long ref = listener.nextRef();
+    answers.put(ref, then);
+    return ref;
   }
 
   void attach(Handle handle, long now) {
@@ -210,6 +216,22 @@ final class Session {
     if (detach(handle) && phase != Phase.READY && phase != Phase.ENDED && secret != null) {
       orphans.putIfAbsent(handle.number(), handle.lastWords());
     }
+  }
+
+  /** A handle goes elsewhere while there is no connection: the session here may still hold it. */
+  void orphan(Handle handle) {
+    if (phase != Phase.READY && phase != Phase.ENDED && secret != null) {
+      orphans.putIfAbsent(handle.number(), List.of());
+    }
+  }
+
+  /** What a session of this endpoint left when it was dropped. */
+  void adopt(Map<Long, List<Header>> left) {
+    orphans.putAll(left);
+  }
+
+  Map<Long, List<Header>> orphans() {
+    return new LinkedHashMap<>(orphans);
   }
 
   // ---- beginning and ending
@@ -463,8 +485,14 @@ final class Session {
     listener.welcomed();
     sendRequests(now);
     boolean resumed = header.flag(Wire.RESUMED);
-    Map<Long, List<Header>> left = resumed ? new LinkedHashMap<>(orphans) : Map.of();
+    Map<Long, List<Header>> left = resumed ? orphans() : new LinkedHashMap<>();
     orphans.clear();
+    handles.forEach(
+        (number, handle) -> {
+          if (!handle.isOver()) {
+            left.remove(number); // it came back, and is opened again
+          }
+        });
     left.forEach(
         (orphan, words) -> {
           words.forEach(this::emit);

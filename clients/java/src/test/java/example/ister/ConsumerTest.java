@@ -438,6 +438,29 @@ class ConsumerTest {
     assertEquals(List.of(), talk.said(Wire.CLOSE), "closed again");
   }
 
+  /** ISTER-7.4-7, ISTER-4.1-1: the endpoint did not come back, and another object resumes. */
+  @ParameterizedTest
+  @ValueSource(booleans = {true, false})
+  void whatWentElsewhereIsClosedInTheSessionThatIsResumedLater(boolean back) {
+    Attachment consumer = opened("exclusive", 10);
+    talk.session.lost(LOST);
+    talk.session.detach(consumer);
+    talk.session.orphan(consumer);
+    Session again = new Session("test", talk);
+    again.secret(talk.session.secret());
+    again.adopt(talk.session.orphans());
+    Talk other = new Talk(again);
+    if (back) {
+      consumer.onLost(LOST);
+      again.attach(consumer, talk.now);
+    }
+    other.welcome(true);
+    List<Header> said = other.said();
+    assertEquals(
+        List.of(back ? Wire.OPEN_CONSUMER : Wire.CLOSE), said.stream().map(Header::type).toList());
+    assertTrue(said.get(0).uint(Wire.REF) > 1, "a REF of the session before");
+  }
+
   /** ISTER-7.4-9 */
   @ParameterizedTest
   @ValueSource(booleans = {true, false})

@@ -12,9 +12,19 @@ import java.util.Map;
 final class Talk implements Session.Listener {
   static final long SECOND = Duration.ofSeconds(1).toNanos();
 
-  final Session session = new Session("test", this);
+  final Session session;
   final List<String> moves = new ArrayList<>();
   long now = 1_000 * SECOND;
+  private long refs;
+
+  Talk() {
+    session = new Session("test", this);
+  }
+
+  /** With a session of another talk. */
+  Talk(Session session) {
+    this.session = session;
+  }
 
   @Override
   public void welcomed() {}
@@ -22,6 +32,11 @@ final class Talk implements Session.Listener {
   @Override
   public void moved(Handle handle, String endpoint) {
     moves.add(endpoint);
+  }
+
+  @Override
+  public long nextRef() {
+    return ++refs;
   }
 
   @Override
