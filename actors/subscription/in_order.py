@@ -6,7 +6,8 @@ Invariants
 - an offset is in exactly one place: not looked at yet, set aside for its delivery time, queued for redelivery, held by
   one consumer, poison, or acknowledged
 - the cursor moves only past messages that were acknowledged, buried, dropped by policy, expired or trimmed
-- returned messages are delivered before new ones, lowest offset first
+- returned messages are delivered before new ones, lowest offset first; only what was looked at is queued, so that none
+  goes before an older one that was not looked at yet
 """
 
 from __future__ import annotations
@@ -157,17 +158,32 @@ class InOrder(Delivery):
             if cursor.end <= source.next and not remembered.knows(source.next):
                 return source.take_piece(messages_max, schedule.too_old_ms())
             # some of the following messages are acknowledged already or failed before: deliver those between them
-            pending = remembered.fresh(max(batch.first_offset, source.next), batch_end)
-            if pending:
-                if len(pending) > 1 and member.sparse and not remembered.knows(source.next):
-                    return self._piece_scattered(batch, pending, min(messages_max, SCATTERED_MAX))
-                first, end = pending[0][0], min(pending[0][1], pending[0][0] + messages_max)
-                end, deliveries, failures = remembered.alike(first, end)
-                source.take_to(end)
-                return cut(batch, first, end, deliveries + 1, failures)
-            source.take_to(batch_end)
+            pending = cursor.pending(max(batch.first_offset, source.next), batch_end)
+            if len(pending) > 1 and member.sparse and not remembered.knows(source.next):
+                return self._piece_scattered(batch, pending, min(messages_max, SCATTERED_MAX))
+            if (piece := self._piece_known(batch, pending, messages_max)) is not None:
+                return piece
+            if source.next < batch_end:
+                source.take_to(batch_end)
             if (behind := min(cursor.end_of(source.next), source.durable_end)) > source.next:
                 source.jump_to(behind)
+        return None
+
+    def _piece_known(self, batch: Batch, pending: list[tuple[int, int]], messages_max: int) -> Piece | None:
+        """Return the first messages of a batch that may be delivered; those before them that wait are queued."""
+        clock, source = self._subscription.clock, self._source
+        now_s, now_ms = clock.monotonic(), clock.time_ms()
+        for first, stop in pending:
+            at = first
+            while at < stop:
+                end, deliveries, failures, ready_s = self._remembered.run(
+                    at, min(stop, at + messages_max), now_s, now_ms
+                )
+                source.take_to(end)
+                if not ready_s:
+                    return cut(batch, at, end, deliveries + 1, failures)
+                self.again(Held(at, end, deliveries + 1, failures), ready_s, now_s)
+                at = end
         return None
 
     def _piece_scattered(self, batch: Batch, pending: list[tuple[int, int]], limit: int) -> Piece:
@@ -214,32 +230,22 @@ class InOrder(Delivery):
         if self._full:
             self._subscription.wake()
 
-    def opened(self) -> None:
-        """Restore the waits of messages that were returned to an earlier actor."""
-        clock = self._subscription.clock
-        now_s = clock.monotonic()
-        for offset, ready_s in self._remembered.waiting(now_s, clock.time_ms()):
-            self._first_time(offset, offset + 1, now_s, ready_s)
-
     def take_due(self) -> None:
         """Queue the messages that are due."""
         now_s = self._subscription.clock.monotonic()
         for first, end in self._schedule.take_due():
-            self._first_time(first, end, now_s, now_s)
+            self.first_time(first, end, now_s)
 
     def first_time(self, first: int, end: int, now_s: float) -> None:
-        """Queue messages that may be delivered now."""
-        self._first_time(first, end, now_s, now_s)
-
-    def _first_time(self, first: int, end: int, now_s: float, ready_s: float) -> None:
-        """Queue messages that this actor has not delivered yet."""
+        """Queue messages that this actor has not delivered yet; those that an earlier one let wait go on waiting."""
+        now_ms = self._subscription.clock.time_ms()
         while first < end:
-            stop, deliveries, failures = self._remembered.alike(first, end)
-            self._redelivery.add(Held(first, stop, deliveries + 1, failures), ready_s, now_s)
+            stop, deliveries, failures, ready_s = self._remembered.run(first, end, now_s, now_ms)
+            self.again(Held(first, stop, deliveries + 1, failures), ready_s, now_s)
             first = stop
 
     def again(self, held: Held, ready_at_s: float, now_s: float) -> None:
-        """Queue messages that were delivered before."""
+        """Queue messages, all before the first that was not looked at yet."""
         self._redelivery.add(held, ready_at_s, now_s)
         if ready_at_s > now_s:
             self._subscription.wake_at(ready_at_s)

@@ -1,17 +1,14 @@
 """What a subscription's journal says about the deliveries of an earlier actor: failures and waits; pure.
 
 Invariants
-- what is remembered of a message counts until the message is delivered again; then the queue keeps its state
-- a message that waited before is queued once, although the log is read past it again later
+- what is remembered of a message counts until the log is read up to it; then the queue keeps its state
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from ister.actors.ledger import DELAY_MS_MAX
-from ister.storage.ranges import RangeSet
 
 if TYPE_CHECKING:
     from ister.actors.subscription.cursor_log import CursorLog
@@ -23,9 +20,6 @@ class Remembered:
     def __init__(self, journal: CursorLog) -> None:
         self._journal = journal
         self._failed_end = 0  # the end of the last message that had failed when the journal was opened
-        self._queued = (
-            RangeSet()
-        )  # messages that are queued because they waited, and are skipped when the log is read past them
 
     def begin(self, durable_end: int) -> None:
         """Note up to where the journal, now open, knows of failures.
@@ -40,24 +34,24 @@ class Remembered:
     def forget(self) -> None:
         """Forget everything."""
         self._failed_end = 0
-        self._queued = RangeSet()
 
     def knows(self, from_offset: int) -> bool:
         """Say whether there is any entry about messages from an offset on."""
-        return self._failed_end > from_offset and bool(self._journal.cursor.failed or self._queued)
+        return self._failed_end > from_offset and bool(self._journal.cursor.failed)
 
-    def alike(self, first: int, end: int) -> tuple[int, int, int]:
+    def alike(self, first: int, end: int, now_ms: int = 0) -> tuple[int, int, int]:
         """Return up to where messages have the same counts as `first`, how often it was delivered, and how often it
         failed.
 
-        For messages that this actor has not delivered yet.
+        For messages that this actor has not delivered yet. With a time, it stops before the next that still waits then.
         """
         failed, until = self._journal.cursor.failed, min(end, self._failed_end)
+        waits = self._journal.cursor.waits if now_ms else {}
         if first >= until:
             return end, 0, 0
         known = failed.get(first, (0, 0))
         stop = first + 1
-        while stop < until and failed.get(stop, (0, 0)) == known:
+        while stop < until and failed.get(stop, (0, 0)) == known and waits.get(stop, (0, 0))[0] <= now_ms:
             stop += 1
         if stop == until and known == (0, 0):
             stop = end
@@ -74,20 +68,19 @@ class Remembered:
         wait_ms = min(until_ms - now_ms, asked_ms or DELAY_MS_MAX)
         return now_s + wait_ms / 1000 if until_ms and wait_ms > 0 else 0.0
 
-    def waiting(self, now_s: float, now_ms: int) -> Iterator[tuple[int, float]]:
-        """Take out the messages that still wait, to be queued, each with the time from which it may be delivered."""
-        for offset in sorted(self._journal.cursor.waits):
-            if (ready_s := self.ready_s(offset, now_s, now_ms)) > now_s:
-                self._queued.add(offset, offset + 1)
-                yield offset, ready_s
+    def run(self, first: int, end: int, now_s: float, now_ms: int) -> tuple[int, int, int, float]:
+        """Return the same as `alike`, and the time from which these messages may be delivered; 0: at once.
 
-    def fresh(self, first: int, end: int) -> list[tuple[int, int]]:
-        """Return the parts of [first, end) that are neither acknowledged nor queued since the journal was opened."""
-        pending = self._journal.cursor.pending(first, end)
-        queued = self._queued
-        if not queued:
-            return pending
-        if (queued.end or 0) <= first:
-            self._queued = RangeSet()
-            return pending
-        return [part for begin, stop in pending for part in queued.gaps(begin, stop)]
+        A message that still waits is alone.
+        """
+        if first >= self._failed_end or not self._journal.cursor.waits:
+            return *self.alike(first, end), 0.0
+        ready_s = self.ready_s(first, now_s, now_ms)
+        return *self.alike(first, first + 1 if ready_s else end, now_ms), ready_s
+
+    def waiting(self, first: int, end: int, now_ms: int) -> list[int]:
+        """Return which messages of [first, end) still wait."""
+        if not (waits := self._journal.cursor.waits):
+            return []
+        until = min(end, self._failed_end)
+        return [offset for offset in range(first, until) if waits.get(offset, (0, 0))[0] > now_ms]

@@ -124,7 +124,7 @@ class Schedule(SubscriptionPart):
         assert times is not None
         self._looked_at += sheet.end - first
         shares = self._subscription.consumers.roster.shares
-        for begin, end in self._remembered.fresh(first, sheet.end):
+        for begin, end in self._journal.cursor.pending(first, sheet.end):
             at = begin
             while at < end:
                 when, run = times[at - sheet.first], at
@@ -136,6 +136,9 @@ class Schedule(SubscriptionPart):
                         self.unseen.add(run, at)
                 else:
                     self._queue.first_time(run, at, now_s)
+        if self.unseen:
+            for offset in self._remembered.waiting(first, sheet.end, now_ms):
+                self.unseen.subtract(offset, offset + 1)  # a consumer was given it before
         self.look()
 
     def wait(self, when_ms: int, offset: int, now_ms: int) -> None:

@@ -114,6 +114,67 @@ def test_after_a_restart_only_what_is_not_acknowledged_comes() -> None:
     assert [(piece.attempt, piece.failures) for piece in bench.host.delivered] == [(1, 0), (3, 1), (1, 0)]
 
 
+def restarted(
+    bench: Delivering, *sizes: int, waits_s: dict[int, float], deliver_at: tuple[int, ...] = ()
+) -> None:
+    """Open the subscription anew on a log with batches of these sizes; some messages failed and wait."""
+    for size in sizes:
+        bench.log.publish(*[b"x"] * size, deliver_at=deliver_at)
+    journal = bench.part(CursorLog)
+    journal.open(lambda: 0, lambda _journal: None)
+    for offset, wait_s in waits_s.items():
+        journal.cursor.failed[offset] = (1, 1)
+        journal.cursor.waits[offset] = (bench.host.time.time_ms() + round(wait_s * 1000), 100_000)
+    bench.part(LogAccess).source.begin(0)
+    bench.host.opened()
+    bench.part(LogAccess).source.advance(sum(sizes))
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_after_a_restart_what_has_waited_does_not_overtake_older_messages(sparse: bool) -> None:
+    """A consumer that is slow gets them in order: a back-off that ends meanwhile puts nothing in front."""
+    bench = Delivering(InOrder, "exclusive")
+    restarted(bench, 3, 3, 3, waits_s={3: 5.0, 4: 1.0, 7: 2.0})
+    bench.host.attach(sparse=sparse)
+    bench.host.consumers.roster.set_credit(1, 1, 1 << 20)
+    assert bench.hand_out() == [((0, 1),)]
+    bench.host.time.now_s += 3
+    bench.host.consumers.roster.set_credit(1, 20, 1 << 20)
+    assert bench.hand_out() == [((1, 3),), ((4, 5),), ((5, 6),), ((6, 7),), ((7, 8),), ((8, 9),)]
+    assert [piece.attempt for piece in bench.host.delivered] == [1, 2, 1, 1, 2, 1]
+    assert bench.host.wake_times[-1] == bench.host.time.monotonic() + 2.0
+    bench.host.time.now_s += 2
+    assert bench.hand_out() == [((3, 4),)]
+    assert bench.hand_out() == []
+
+
+def test_after_a_restart_what_has_a_delivery_time_too_waits_for_its_back_off() -> None:
+    """Its delivery time has passed; it is delivered once."""
+    bench = ordered()
+    restarted(bench, 3, waits_s={1: 5.0}, deliver_at=(0, bench.host.time.time_ms() - 1, 0))
+    assert bench.hand_out() == [((0, 1), (2, 3))]
+    bench.host.time.now_s += 4.9
+    assert bench.hand_out() == []
+    bench.host.time.now_s += 0.2
+    assert bench.hand_out() == [((1, 2),)]
+    assert bench.host.delivered[0].attempt == 2
+    bench.host.time.now_s += 10
+    assert bench.hand_out() == []
+
+
+def test_after_a_restart_what_has_waited_does_not_pass_damage() -> None:
+    """Nothing behind the place where reading waits is delivered until an operator decides."""
+    bench = ordered()
+    restarted(bench, 1, 1, 1, waits_s={2: 1.0})
+    error = DamagedError("torn")
+    error.first, error.end = 1, 2
+    bench.log.errors[1] = error
+    bench.host.time.now_s += 2
+    assert bench.hand_out() == [((0, 1),)]
+    assert bench.part(LogAccess).description()["stalled"]
+    assert bench.hand_out() == []
+
+
 def test_nothing_is_delivered_while_it_is_moved_or_somebody_must_decide() -> None:
     """Although a consumer has credit."""
     bench = ordered()

@@ -39,21 +39,31 @@ def test_behind_the_last_failure_nothing_is_known() -> None:
     assert not bench.remembered.knows(0)
 
 
-def test_what_waits_goes_on_waiting_and_is_not_met_in_the_log_again() -> None:
+def test_what_waits_goes_on_waiting() -> None:
     """For the rest of the delay, and never longer than the delay itself: the clock may have been set back."""
-    bench = WithFailures({}, {})
+    bench = WithFailures(dict.fromkeys(range(2, 8), (1, 1)), {})
     now_s, now_ms = bench.host.time.monotonic(), bench.host.time.time_ms()
     waits = bench.journal.cursor.waits
     waits[2] = (now_ms + 5_000, 10_000)
     waits[4] = (now_ms + 90_000, 10_000)
     waits[5] = (now_ms + 2 * DELAY_MS_MAX, 0)
     waits[7] = (now_ms - 1, 10_000)
-    ready = {offset: round(ready_s - now_s) for offset, ready_s in bench.remembered.waiting(now_s, now_ms)}
-    assert ready == {2: 5, 4: 10, 5: DELAY_MS_MAX // 1000}
-    bench.journal.note(0, 1)
-    assert bench.remembered.fresh(0, 8) == [(1, 2), (3, 4), (6, 8)]
-    assert bench.remembered.fresh(8, 9) == [(8, 9)]
-    assert bench.remembered.fresh(0, 8) == [(1, 8)], "behind the last of them nothing is kept of it"
+    runs, at = [], 0
+    while at < 20:
+        end, deliveries, failures, ready_s = bench.remembered.run(at, 20, now_s, now_ms)
+        runs.append((at, end, deliveries, failures, round(ready_s - now_s) if ready_s else 0))
+        at = end
+    assert runs == [
+        (0, 2, 0, 0, 0),
+        (2, 3, 1, 1, 5),
+        (3, 4, 1, 1, 0),
+        (4, 5, 1, 1, 10),
+        (5, 6, 1, 1, DELAY_MS_MAX // 1000),
+        (6, 8, 1, 1, 0),
+        (8, 20, 0, 0, 0),
+    ]
+    assert bench.remembered.waiting(0, 20, now_ms) == [2, 4, 5]
+    assert bench.remembered.waiting(3, 5, now_ms) == [4]
 
 
 def test_failures_of_messages_that_the_log_has_lost_do_not_count() -> None:

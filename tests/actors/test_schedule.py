@@ -44,6 +44,20 @@ def test_messages_of_a_batch_are_sorted_by_when_they_may_go() -> None:
     assert bench.due == []
 
 
+def test_what_failed_and_waits_was_given_to_somebody_before() -> None:
+    """After a restart "everything up to here" includes it, although it has a delivery time and is set aside."""
+    bench = Timed("exclusive")
+    bench.log.publish(b"0", b"1", b"2", deliver_at=bench.later(1_000, 1_000, 1_000))
+    bench.begin()
+    bench.journal.cursor.failed[1] = (1, 1)
+    bench.journal.cursor.waits[1] = (bench.host.time.time_ms() + 60_000, 60_000)
+    bench.schedule.opened()
+    bench.host.loop.advance(2)
+    bench.set_aside()
+    assert bench.due == [(0, 3)]
+    assert list(bench.schedule.seen(0, 3)) == [(1, 2)]
+
+
 def test_what_waits_comes_out_once_when_its_time_has_come() -> None:
     """And the subscription is woken for it."""
     bench = Timed()
