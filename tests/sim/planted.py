@@ -274,9 +274,9 @@ def waits_forgotten() -> Iterator[None]:
     """Until when a refused message waits is kept in memory only."""
 
     def note_failed(
-        self: CursorJournal, first: int, end: int, deliveries: int, failures: int, until_ms: int = 0
+        self: CursorJournal, first: int, end: int, deliveries: int, failures: int, *waits: int
     ) -> bool:
-        del until_ms
+        del waits
         return original(self, first, end, deliveries, failures)
 
     original = CursorJournal.note_failed
