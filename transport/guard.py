@@ -215,6 +215,8 @@ class Guard:
         """Close a connection, and discard what is in transit in both directions."""
         fd = connection.fd
         self._forget(connection)
+        if fd < 0:
+            return
         try:
             tcp = socket.socket(fileno=fd)
         except OSError:  # it is closed already
@@ -247,6 +249,8 @@ def unsent(fd: int) -> int:
 
 
 def _queued(fd: int, queue: int) -> int:
+    if fd < 0:
+        return 0
     room = bytearray(4)
     try:
         fcntl.ioctl(fd, queue, room)
@@ -267,7 +271,7 @@ def acknowledged(connection: Connection) -> int | None:
 
 
 def _counted(fd: int, at: int) -> int | None:
-    if sys.platform != "linux":
+    if sys.platform != "linux" or fd < 0:  # a session may learn late that its connection is closed
         return None
     try:
         tcp = socket.socket(fileno=fd)

@@ -16,6 +16,7 @@ from ister.clock import SystemClock
 from ister.transport.frames import FRAMES_MAX, SKIP_FRAMES, FrameReader, TooManyFramesError
 from ister.transport.guard import ANSWERED_S_MAX, STRANGER_BYTES_MAX, STRANGER_S_MAX, Guard
 from ister.transport.hidden import MUCH_S, HiddenWork
+from ister.transport.outgoing import QUEUED_BYTES_MAX
 
 PATIENCE_S = 20.0
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL" + bytes(48)
@@ -310,3 +311,24 @@ def test_work_is_hidden_if_nothing_that_passed_explains_it() -> None:
     assert not any(little)
     assert hidden.is_much(5.3 + 100 * MUCH_S / 12 + MUCH_S, 20_000, 200 << 20)
     assert not hidden.is_much(None, 0, 0)
+
+
+class Reading:
+    """The session that uses a connection."""
+
+    heard_at_s = 0.0
+
+
+def test_what_was_sent_to_a_closed_connection_is_not_waited_for() -> None:
+    """A session may learn late that its connection is closed: what it sends meanwhile fails nobody."""
+    here, there = socket.socketpair()
+    with here, there:
+        guard = Guard(MovedClock(), lambda: False)
+        guard.accepted(here.fileno())
+        connection = guard.introduced(here.fileno(), Reading())
+        assert connection is not None
+        guard.closed(here.fileno())
+        guard.outgoing.sent(connection, QUEUED_BYTES_MAX + 1)
+        assert guard.outgoing.may_send(connection)
+        assert guard.outgoing.queued == 0
+        guard.end(connection, "it is closed already")
