@@ -240,7 +240,9 @@ export class Attachment implements Handle, Owner {
     const { options } = this;
     this.queue = [];
     this.begun++;
-    this.used = this.usedBytes = 0;
+    // what is left of a delivery in hand is handed out without credit: this open has given none for it
+    this.used = this.inHand === null ? 0 : this.at - this.inHand.count;
+    this.usedBytes = 0;
     this.came = this.handed = this.told = this.singly = 0;
     this.tells = this.leave = this.recalled = this.afterSingly = false;
     this.asking = null;

@@ -333,6 +333,65 @@ describe("a consumer", () => {
     assert.equal(first?.header.get(K.REASON), "bad");
     assert.deepEqual([second?.header.has(K.DELAY), second?.header.has(K.REASON)], [false, false]);
   });
+
+  it("gives no credit back for what came before it opened again, though a reader goes on with it (9.4-9)", () => {
+    const scene = new Scene({ type: "reader" });
+    scene.welcome();
+    scene.opened();
+    scene.deliver(0, ["a", "b", "c", "d", "e", "f", "g", "h"]);
+    assert.equal(scene.attachment.takeSome(3, scene.now)?.length, 3);
+    scene.reconnect(true);
+    scene.opened();
+    scene.heard();
+    assert.equal(scene.attachment.takeSome(10, scene.now)?.length, 5);
+    assert.deepEqual(scene.heardOf(T.CREDIT), []);
+    scene.deliver(8, ["i", "j", "k", "l", "m", "n", "o", "p"]);
+    assert.equal(scene.attachment.takeSome(10, scene.now)?.length, 8);
+    scene.attachment.takeSome(10, scene.now);
+    const given = scene.heardOf(T.CREDIT).map(({ header }) => header.get(K.MESSAGES) as number);
+    assert.equal(
+      given.reduce((sum, each) => sum + each, 0),
+      8,
+    );
+  });
+
+  it("says of which moves it has heard", () => {
+    for (const [counted, first, then] of [
+      [0, undefined, 1],
+      [3, 3, 4],
+      [undefined, undefined, undefined],
+    ] as const) {
+      const again = new Scene();
+      again.welcome();
+      const [open] = again.session.outbox.slice(-1);
+      assert.equal(decodeHeader(open?.[0] as Uint8Array).get(K.SOUGHT), 0);
+      const talk = new Scene().welcome() as Scene;
+      talk.opened(counted === undefined ? {} : { [K.SOUGHT]: counted });
+      talk.deliver(0, ["a", "b"]);
+      talk.take(2);
+      talk.heard();
+      talk.ack(0);
+      talk.attachment.ackUntil(talk.held[1] as Message, () => talk.now);
+      talk.attachment.sendAcks();
+      talk.attachment.nack([talk.held[1] as Message], null, "");
+      talk.attachment.extend([talk.held[1] as Message]);
+      const said = talk.heard().map(({ header }) => [header.get(K.TYPE), header.get(K.SOUGHT)]);
+      assert.deepEqual(
+        said,
+        [T.ACK_UNTIL, T.ACK, T.NACK, T.EXTEND].map((type) => [type, first]),
+      );
+      talk.event("sought", counted === undefined ? {} : { [K.SOUGHT]: counted + 1 });
+      talk.deliver(0, ["a"]);
+      talk.take(1);
+      talk.heard();
+      talk.ack(0);
+      talk.attachment.sendAcks();
+      assert.deepEqual(
+        talk.heardOf(T.ACK).map(({ header }) => header.get(K.SOUGHT)),
+        [then],
+      );
+    }
+  });
 });
 
 describe("a consumer that tells what its program takes", () => {
@@ -448,42 +507,4 @@ it("ranges that touch or overlap are joined", () => {
       [5, 6],
     ],
   );
-
-  it("says of which moves it has heard", () => {
-    for (const [counted, first, then] of [
-      [0, undefined, 1],
-      [3, 3, 4],
-      [undefined, undefined, undefined],
-    ] as const) {
-      const again = new Scene();
-      again.welcome();
-      const [open] = again.session.outbox.slice(-1);
-      assert.equal(decodeHeader(open?.[0] as Uint8Array).get(K.SOUGHT), 0);
-      const talk = new Scene().welcome() as Scene;
-      talk.opened(counted === undefined ? {} : { [K.SOUGHT]: counted });
-      talk.deliver(0, ["a", "b"]);
-      talk.take(2);
-      talk.heard();
-      talk.ack(0);
-      talk.attachment.ackUntil(talk.held[1] as Message, () => talk.now);
-      talk.attachment.sendAcks();
-      talk.attachment.nack([talk.held[1] as Message], null, "");
-      talk.attachment.extend([talk.held[1] as Message]);
-      const said = talk.heard().map(({ header }) => [header.get(K.TYPE), header.get(K.SOUGHT)]);
-      assert.deepEqual(
-        said,
-        [T.ACK_UNTIL, T.ACK, T.NACK, T.EXTEND].map((type) => [type, first]),
-      );
-      talk.event("sought", counted === undefined ? {} : { [K.SOUGHT]: counted + 1 });
-      talk.deliver(0, ["a"]);
-      talk.take(1);
-      talk.heard();
-      talk.ack(0);
-      talk.attachment.sendAcks();
-      assert.deepEqual(
-        talk.heardOf(T.ACK).map(({ header }) => header.get(K.SOUGHT)),
-        [then],
-      );
-    }
-  });
 });
