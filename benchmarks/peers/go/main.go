@@ -125,7 +125,7 @@ func paced(to client, with load) {
 }
 
 func consume(from client, with load) {
-	count, bytes := 0, 0
+	count, bytes, ended := 0, 0, int64(0)
 	took := make([]int64, 0, with.messages)
 	err := from.consume(with.messages, func() { say("ready") }, func(payload []byte) bool {
 		count++
@@ -133,9 +133,11 @@ func consume(from client, with load) {
 		if with.rate > 0 {
 			took = append(took, now()-int64(binary.LittleEndian.Uint64(payload)))
 		}
+		if count == with.messages {
+			ended = now() // what follows is the end of the connection, not of the messages
+		}
 		return count < with.messages
 	})
-	ended := now()
 	fail(err)
 	say(map[string]any{"messages": count, "bytes": bytes, "ended": ended, "took": took})
 }
