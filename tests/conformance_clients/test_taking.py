@@ -110,7 +110,10 @@ def test_what_waits_in_a_slow_program_goes_to_another(play: Play, broker: OwnBro
     for each in (slow, other):
         each.connect(broker.endpoint)
     slow.topic(topic)
-    options = {"ack_timeout_ms": 1000, "backoff_ms_min": 0}
+    options = {
+        "ack_timeout_ms": 3_000,
+        "backoff_ms_min": 0,
+    }  # the other one acknowledges in time on a slow machine too
     held = slow.consumer(topic, "team", "shared", options=options, credit_messages=10)
     slow.stored(topic, *(b"%d" % number for number in range(10)))
     assert payloads_of(slow.receive(held)) == [b"0"]
