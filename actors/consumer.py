@@ -177,9 +177,7 @@ class Consumer(LoopActor):
         unsent = self.wire.unsent()
         if self._acknowledges:
             return self.holding.release(unsent)
-        lost = sum(piece.count for piece in unsent)
-        if lost and self._type != READER:
-            self._subscription.tell(Lost(lost))
+        self._count_lost(sum(piece.count for piece in unsent))
         return [], []
 
     @receives(Granted)
@@ -311,9 +309,13 @@ class Consumer(LoopActor):
             self._look_by(now_s + self.holding.ack_timeout_s)
 
     def _lost(self, piece: Piece) -> None:
-        """Handle a piece that finds no connection: it stays in flight, or is reported as lost."""
-        if not self._acknowledges:
-            self._subscription.tell(Lost(piece.count))
+        """Handle a piece that finds no connection: it stays in flight, or is lost."""
+        self._count_lost(piece.count)
+
+    def _count_lost(self, count: int) -> None:
+        """Report messages that nobody gets; a reader reads from its own place again."""
+        if count and not self._acknowledges and self._type != READER:
+            self._subscription.tell(Lost(count))
 
     def _cleared(self) -> None:
         """Accept pieces again after the backlog was sent, unless too much is held."""

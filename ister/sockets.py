@@ -26,7 +26,8 @@ _receive = zmq.backend.Socket.recv
 def has_message(socket: Any) -> bool:
     """Return whether `receive` has something to tell: a message, or that the socket is closed."""
     if type(socket) is zmq.Socket:
-        return bool(zmq.zmq_poll([(socket, _READABLE)], 0))
+        # pyzmq would poll standard input in place of a closed socket.
+        return socket.closed or bool(zmq.zmq_poll([(socket, _READABLE)], 0))
     return bool(int(socket.getsockopt(zmq.EVENTS)) & _READABLE)
 
 

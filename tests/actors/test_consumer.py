@@ -557,3 +557,18 @@ def test_without_a_log_nothing_is_held_and_losses_are_told() -> None:
     scene.tell(Paused())
     kinds = [message for message in scene.subscription.heard if isinstance(message, Lost | Left)]
     assert kinds == [Lost(3), Left(1, [])]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "type", "told"), [("non-reliable", "exclusive", [Lost(2)]), ("reliable", "reader", [])]
+)
+def test_what_finds_no_connection_is_lost_unless_it_is_read_again(
+    strategy: str, type: str, told: list[Lost]
+) -> None:
+    """A reader's client continues from its own place, and nobody counts what it missed on the way."""
+    scene = Scene(strategy=strategy, type=type)
+    scene.grant()
+    scene.subscription.heard.clear()
+    scene.router.out.clear()
+    scene.deliver(0, 2)
+    assert [message for message in scene.subscription.heard if isinstance(message, Lost)] == told
