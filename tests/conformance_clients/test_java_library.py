@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 from functools import partial
 from pathlib import Path
 
@@ -28,13 +29,14 @@ EMPTY_PROJECT = """\
 """
 
 pytestmark = packages.marks(PATIENCE_S, WHY_NOT)
+USERS = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".m2"  # where Maven looks, whatever HOME says
 run = partial(packages.run, patience_s=PATIENCE_S)
 
 
 def repository(folder: Path) -> str:
     """Return the option for a repository in a folder that reads the user's, and keeps what is of this library."""
     run(FOLDER, "mvn", "-q", "-B", "-DskipTests", "package")  # fetches into the user's what is missing there
-    for group in (Path.home() / ".m2" / "repository").iterdir():
+    for group in (USERS / "repository").iterdir():
         if group.name != "example":
             (folder / group.name).symlink_to(group)
     return f"-Dmaven.repo.local={folder}"
@@ -57,7 +59,7 @@ def test_nothing_of_it_is_left_in_the_users_repository(project: tuple[Path, str]
     """The class path of the empty project names the one that was installed for it."""
     _, libraries = project
     [own] = [path for path in libraries.split(os.pathsep) if "ister-client" in path]
-    assert not Path(own).is_relative_to(Path.home() / ".m2")
+    assert not Path(own).is_relative_to(USERS)
 
 
 def test_it_is_formatted() -> None:

@@ -29,7 +29,6 @@ FIRST = {
     "made-meanwhile-unheard": 2,
     "waits-forgotten": 35,
     "deletion-untold": 14,
-    "failed-seek-in-force": 18,
     "name-before-rename": 29,
     "deleted-stays-stored": 1,
 }
