@@ -1,7 +1,7 @@
 """The event loop: one thread that runs all actors, timers and sockets of a process in turns.
 
 `Scheduler` is the pure part: ready inboxes, timers and calls, in an order that depends only on the `Clock` it is handed
-(the simulation runs it under virtual time). `Loop` adds a zmq poll, threads for blocking work, and calls from other
+(the simulation runs it under virtual time). `Loop` adds a poll, threads for blocking work, and calls from other
 threads.
 
 Invariants:
@@ -215,7 +215,7 @@ def _nothing() -> None:
 
 
 class Loop(Scheduler):
-    """The loop of a process: a zmq poll, threads for blocking calls, and a wake-up for other threads.
+    """The loop of a process: a poll, threads for blocking calls, and a wake-up for other threads.
 
     `threads` overrides the numbers of threads per purpose in `threads.SIZES`; further calls wait in order.
     """

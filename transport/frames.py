@@ -49,10 +49,7 @@ class FrameReader:
             return None
         if not has_message(self._router):
             return None
-        try:
-            parts = [receive(_DO_NOT_WAIT)]
-        except zmq.Again:
-            return None
+        parts = [receive(_DO_NOT_WAIT)]
         frame = self._header = receive(_DO_NOT_WAIT, False)
         parts.append(frame.bytes)
         while frame.more:

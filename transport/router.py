@@ -13,6 +13,7 @@ import zmq
 
 from ister.bodies import MARKED_BYTES_MAX, around_bytes_max
 from ister.errors import UsageError
+from ister.sockets import has_message, receive
 from ister.wire import HEADER_BYTES_MAX
 
 # ZeroMQ counts messages, not bytes. A consumer's bytes are limited by its credit; this limits the small answers (some
@@ -72,11 +73,8 @@ class Monitor:
 
     def news(self) -> Iterator[tuple[bool, int]]:
         """Yield the descriptors of connections, and of each whether it was accepted (or closed), in order."""
-        while True:
-            try:
-                told = self.socket.recv_multipart(zmq.NOBLOCK)[0]
-            except zmq.Again:
-                return
+        while has_message(self.socket):
+            told = receive(self.socket)[0]
             event = int.from_bytes(told[:2], sys.byteorder)
             if event in (zmq.EVENT_ACCEPTED, zmq.EVENT_DISCONNECTED):
                 yield event == zmq.EVENT_ACCEPTED, int.from_bytes(told[2:6], sys.byteorder)
