@@ -6,6 +6,7 @@ HYPOTHESIS_PROFILE=long runs it for minutes.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -178,6 +179,14 @@ class InFlightMachine(RuleBasedStateMachine):
         )
         assert (ledger.oldest_deadline_s() is None) == (expected_s is None)
         assert len(ledger._queue) <= 2 * len(ledger) + 65, "bounded, whatever was settled"
+
+    @invariant()
+    def parcels_know_how_many_are_left(self) -> None:
+        of = self.ledger._scattered._of
+        for parcel, count in Counter(of.values()).items():
+            assert parcel.left == count
+        for _, _, parcel in self.ledger._scattered._queue:
+            assert parcel.left == sum(of.get(offset) is parcel for offset in parcel.offsets)
 
 
 InFlightMachine.TestCase.settings = settings(max_examples=2000 if LONG else 60, stateful_step_count=40)
