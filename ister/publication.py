@@ -20,7 +20,7 @@ from typing import Any, Final, Literal
 from ister import wire
 from ister.clientsession import Frame, Session, back_off_s, remote_error
 from ister.errors import IsterError, RemoteProtocolError
-from ister.gathering import AWAITING_USUAL, Gathering, stretched
+from ister.gathering import AWAITING_USUAL, NOTHING, Gathering, stretched
 from ister.lane import NO_LANE
 from ister.receipts import Shipment
 from ister.window import Window
@@ -45,7 +45,7 @@ TRANSITIONS: Final[dict[tuple[Phase, What], Phase]] = {
     (
         "closing",
         "lost",
-    ): "closed",  # everything had its receipt; the broker is told with the next HELLO
+    ): "closed",  # what has no receipt now fails; the broker is told with the next HELLO
     ("idle", "fail"): "closed",
     ("opening", "fail"): "closed",
     ("open", "fail"): "closed",
@@ -364,7 +364,15 @@ class Publication:
     # ---- the end -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
-        """Send CLOSE (everything has its receipt); the phase becomes closed when the broker has answered."""
+        """Send what another thread gathered meanwhile, then CLOSE, which the broker answers behind the receipts.
+
+        The phase becomes closed with that answer. Call `fail` then: what the window had no room for has no receipt.
+        """
+        gathered = self.gathered
+        gathered.close_lane()
+        if gathered.payloads and self.phase == "open" and self.has_room(gathered.size()):
+            self.seal()
+        gathered.room = NOTHING
         opening = self.phase == "opening"  # the broker is about to open it, and must be told to close it
         if (self._step("close") or opening) and self.session is not None:
             ref = self.session.expect(self._on_closed)
@@ -386,10 +394,12 @@ class Publication:
         self._step("lost")
 
     def fail(self, error: IsterError) -> None:
-        """Close it: whatever waits for a receipt gets the error."""
-        if not self._step("fail"):
+        """Close it: whatever waits for a receipt gets the error, also if it was closed already."""
+        self.gathered.close_lane()
+        if self._step("fail"):
+            self.error = error
+        elif not self.batches and not self.gathered.payloads:
             return
-        self.error = error
         for batch in self.batches:
             if not batch.refused:
                 batch.shipment.error = error
@@ -398,7 +408,6 @@ class Publication:
         if self.session is not None:
             self.session.awaiting.discard(self.handle)
         self.bytes = 0
-        self.gathered.close_lane()
         if self.gathered.payloads:
             self.gathered.shipment.error = error
             self._resolve(self.gathered.shipment)

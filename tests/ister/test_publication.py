@@ -653,3 +653,42 @@ def test_a_batch_of_the_program_waits_for_others_only_among_many(talk: Talk) -> 
     assert not publication.gathers_first(small + 1)
     talk.session.awaiting.clear()
     assert not publication.gathers_first(small)
+
+
+@pytest.mark.parametrize("linger_ms", [0, 5])
+def test_what_another_thread_sent_before_the_close_goes_before_it(talk: Talk, linger_ms: int) -> None:
+    """It was accepted, so it gets its receipt: the broker confirms a CLOSE behind the receipts before it."""
+    publication = opened(talk)
+    publication.gathered.linger_s = linger_ms / 1000
+    publication.begin(0.0)
+    shipment = publication.gathered.shipment
+    publication.gathered.add(b"a", b"", b"")
+    publication.gathered.open_lane()
+    publication.close()
+    assert [header[Key.TYPE] for header in talk.said()] == [Type.PUBLISH, Type.CLOSE]
+    receipts(talk, 0, 7)
+    assert (shipment.resolved, shipment.first, shipment.error) == (True, 7, None)
+    assert publication.gathered.room == NOTHING
+    assert publication.gathered.lane.longest < 0
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_a_close_leaves_without_a_receipt_fails(talk: Talk, lost: bool) -> None:
+    """Nobody waits for ever: neither for what the window had no room for, nor for what was on its way."""
+    publication = opened(talk)
+    on_its_way = ship(publication, bytes(talk.session.limits.producer_window_bytes))
+    publication.begin(0.0)
+    gathered = publication.gathered.shipment
+    publication.gathered.add(b"no room", b"", b"")
+    publication.close()
+    publication.gathered.open_lane()
+    assert publication.gathered.room == NOTHING
+    if lost:
+        publication.on_lost(ConnectionLostError("gone"))
+    else:
+        publication._step("done")
+    assert publication.phase == "closed"
+    publication.fail(ClosedError("closed before a receipt"))
+    for shipment in (on_its_way, gathered):
+        assert shipment.resolved
+        assert isinstance(shipment.error, ClosedError)
