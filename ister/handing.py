@@ -17,7 +17,8 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from ister import wire
-from ister.message import Batch, Delivery, Hand
+from ister.hand import Hand
+from ister.message import Batch, Delivery
 from ister.pace import START_ALONE, START_SHARED, Pace
 from ister.wire import Key, Limits, Type
 
