@@ -100,14 +100,18 @@ def revision(folder: Path) -> str:
 
 
 def run(folder: Path, row: str, scale: float, data: str) -> dict[str, Any]:
-    """Run a row once with the code of a folder."""
+    """Run a row once with the code of a folder.
+
+    It runs in that folder: a broker is started as `python -m ister`, which imports from the current directory first.
+    """
     python = folder / ".venv/bin/python"
     command = [
         str(python if python.exists() else sys.executable),
         str(Path(__file__).with_name("workloads.py")),
     ]
     done = subprocess.run(
-        [*command, row, "--scale", str(scale), "--data", data],
+        [*command, row, "--scale", str(scale), "--data", str(Path(data).resolve())],
+        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(folder)},
         capture_output=True,
         text=True,
@@ -117,8 +121,9 @@ def run(folder: Path, row: str, scale: float, data: str) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(f"{row} failed with {folder}:\n{done.stderr[-1500:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    if Path(found["ister"]).resolve() != folder:
-        raise RuntimeError(f"{row} was to measure {folder}, but imported {found['ister']}")
+    for whose in ("ister", "broker"):
+        if Path(found[whose]).resolve() != folder:
+            raise RuntimeError(f"{row} was to measure {folder}, but {whose} was imported from {found[whose]}")
     return found
 
 

@@ -18,6 +18,8 @@ import json
 import multiprocessing
 import os
 import platform
+import subprocess
+import sys
 import sysconfig
 import tempfile
 import threading
@@ -786,6 +788,13 @@ def python_built() -> str:
     )
 
 
+def broker_of() -> str:
+    """Return the folder from which brokers that are started here import Ister, maybe another than this script."""
+    where = "import os, ister; print(os.path.dirname(os.path.dirname(ister.__file__)))"
+    done = subprocess.run([sys.executable, "-c", where], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 def main() -> None:
     """Run one row, and print what it reached."""
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -800,7 +809,8 @@ def main() -> None:
         return
     found = ROWS[given.row].run(given.scale, given.data)
     where = os.path.dirname(os.path.dirname(ister.__file__))
-    print(json.dumps({"row": given.row, **found, "python": python_built(), "ister": where}))
+    told = {"python": python_built(), "ister": where, "broker": broker_of()}
+    print(json.dumps({"row": given.row, **found, **told}))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,21 @@ def test_every_figure_of_a_row_and_every_process_is_summarised(against: Any) -> 
     assert found["figures"]["worker_us"]["better"] == "lower"
     assert found["cpu_us"]["producer"]["ratio"] == 1.0
     assert any("1.50" in line for line in against.lines_of(found))
+
+
+@pytest.mark.process
+def test_the_broker_of_a_row_is_that_of_its_build(against: Any, tmp_path: Path) -> None:
+    """A broker imports what lies in the current directory first; then a base would be measured with the new broker."""
+    build = tmp_path / "build"
+    for part in ("ister", "actors", "storage", "transport"):
+        shutil.copytree(BENCHMARKS.parent / part, build / part, symlinks=True)
+    main, began = build / "ister/__main__.py", tmp_path / "began"
+    text = main.read_text(encoding="utf-8")
+    mark = f"open({str(began)!r}, 'a').close()\n"
+    main.write_text(text.replace("if __name__", mark + "if __name__"), encoding="utf-8")
+    found = against.run(build.resolve(), "lone-none", 0.01, str(tmp_path))
+    assert found["messages_per_second"] > 0
+    assert began.exists()
 
 
 @pytest.mark.process
