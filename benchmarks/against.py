@@ -26,6 +26,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from arguments import above_zero, made_folder, output, whole
 from workloads import ROWS, Row, python_built
 
 HERE: Final = Path(__file__).parents[1]
@@ -195,10 +196,14 @@ def main() -> int:
     parse.add_argument(
         "--rows", help="names, with commas between; all if missing; keys-* for all that begin so"
     )
-    parse.add_argument("--rounds", type=int, default=5)
-    parse.add_argument("--scale", type=float, default=1.0, help="of the numbers of messages and topics")
-    parse.add_argument("--data", default=".", help="where folders of brokers are made: a real disk")
-    parse.add_argument("--json", metavar="FILE", help="where the results go, also those of each round")
+    parse.add_argument("--rounds", type=whole, default=5)
+    parse.add_argument("--scale", type=above_zero, default=1.0, help="of the numbers of messages and topics")
+    parse.add_argument(
+        "--data", type=made_folder, default=".", help="where folders of brokers are made: a real disk"
+    )
+    parse.add_argument(
+        "--json", type=output, metavar="FILE", help="where the results go, also those of each round"
+    )
     parse.add_argument("--no-warm-memory", action="store_true")
     parse.add_argument("--list", action="store_true", help="say which rows there are")
     given = parse.parse_args()

@@ -29,6 +29,8 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from arguments import made_folder, whole
+
 import ister
 from ister.ownbroker import OwnBroker
 from ister.show import print_table
@@ -206,9 +208,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clients", help="languages, with commas between; all that are built if missing")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--messages", type=int, default=1_000_000, help="of 100 B; a fifth as many of 1 KiB")
-    parser.add_argument("--data")
+    parser.add_argument("--rounds", type=whole, default=3)
+    parser.add_argument(
+        "--messages", type=whole, default=1_000_000, help="of 100 B; a fifth as many of 1 KiB"
+    )
+    parser.add_argument("--data", type=made_folder)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     wanted = None if given.clients is None else {"python", *given.clients.split(",")}

@@ -30,6 +30,8 @@ from typing import Any, Final
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from arguments import whole
+
 import ister
 import ister.store
 from ister.ownbroker import free_ports
@@ -163,8 +165,8 @@ def measure(kind: str, megabytes: int, message_bytes: int) -> dict[str, Any]:
 def main() -> None:
     """Run it, and print one table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--megabytes", type=int, default=128)
-    parser.add_argument("--message-bytes", type=int, default=1000)
+    parser.add_argument("--megabytes", type=whole, default=128)
+    parser.add_argument("--message-bytes", type=whole, default=1000)
     parser.add_argument("--store", default="file", help="file, gcs, or an address")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()

@@ -26,6 +26,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from arguments import above_zero, made_folder, wholes
+
 HERE: Final = Path(__file__).resolve().parents[1]
 TOPIC: Final = "receipts"
 LONE_EVERY_S: Final = 0.6
@@ -174,26 +176,26 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--store", default="file", help="file, gcs, or both with a comma between")
-    parser.add_argument("--bytes", default="1024,16384", help="of a message")
+    parser.add_argument("--bytes", type=wholes, default=[1024, 16384], help="of a message")
     parser.add_argument("--api", choices=("message", "batch"), default="message")
     parser.add_argument("--against", help="another checkout to compare with")
     parser.add_argument(
         "--rounds", type=int, default=5, help="how many count, after the first; 0: one round, which does"
     )
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help="of sending, in each of two runs of a round"
+        "--seconds", type=above_zero, default=SECONDS, help="of sending, in each of two runs of a round"
     )
     parser.add_argument(
         "--slow", action="store_true", help="measure lone messages and the trickle instead of the rate"
     )
-    parser.add_argument("--data", default=".", help="where folders are made: a real disk")
+    parser.add_argument("--data", type=made_folder, default=".", help="where folders are made: a real disk")
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the brokers"
     )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--client", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    sizes = [int(size) for size in given.bytes.split(",")]
+    sizes = given.bytes
     if given.client:
         slow = given.slow
         print(

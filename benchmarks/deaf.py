@@ -18,6 +18,7 @@ from typing import Any, Final, Literal
 
 import cbor2
 import zmq
+from arguments import above_zero, whole
 from soak import sample_of
 
 import ister
@@ -105,8 +106,8 @@ def measure(dispatch: Literal["reliable", "non-reliable"], readers: int, seconds
 def main() -> None:
     """Measure both strategies."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--readers", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--readers", type=whole, default=100)
+    parser.add_argument("--seconds", type=above_zero, default=10.0)
     given = parser.parse_args()
     print(json.dumps(measure("reliable", given.readers, given.seconds)), flush=True)
     print(json.dumps(measure("non-reliable", given.readers, given.seconds)), flush=True)

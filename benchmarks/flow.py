@@ -38,6 +38,7 @@ from typing import Any, Final
 
 import cbor2
 import zmq
+from arguments import above_zero
 
 import ister
 from ister.ownbroker import OwnBroker
@@ -375,7 +376,7 @@ def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--rate", type=int, default=4_000, help="messages a second; 0: as many as go")
     parse.add_argument("--bytes", type=int, default=200, help="of a message")
-    parse.add_argument("--seconds", type=float, default=2.5, help="a row")
+    parse.add_argument("--seconds", type=above_zero, default=2.5, help="a row")
     parse.add_argument("--crowd", type=int, default=10_000, help="consumers of a crowd; 0: none")
     parse.add_argument("--only", default="", help="rows whose words hold this: 'reliable shared crowd'")
     parse.add_argument("--json", action="store_true")

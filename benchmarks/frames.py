@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import cbor2
 import zmq
+from arguments import above_zero, whole
 
 from ister.ownbroker import OwnBroker
 from ister.wire import Key, Type
@@ -82,8 +83,8 @@ def waits(endpoint: str, frames: int, introduce: bool, seconds: float) -> dict[s
 def main() -> None:
     """Measure both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=6_000_000)
-    parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--frames", type=whole, default=6_000_000)
+    parser.add_argument("--seconds", type=above_zero, default=5.0)
     given = parser.parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -36,6 +36,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final
 
+from arguments import above_zero, made_folder, wholes
+
 REGION_BYTES: Final = 256 << 10  # of each file, overwritten again and again; 1,000 files are 256 MB
 JOURNAL_BYTES: Final = 128 << 20
 IOV_MAX: Final = 1024
@@ -209,18 +211,18 @@ def beside(folder: str, megabytes: float) -> Iterator[None]:
 def main() -> None:
     """Measure every way with every number of files and every size, and print one table."""
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parse.add_argument("--files", default="1,10,100,1000")
-    parse.add_argument("--bytes", default="100,4096,65536", help="of a batch")
-    parse.add_argument("--threads", default="2,4,8,16")
-    parse.add_argument("--seconds", type=float, default=0.7, help="a figure")
+    parse.add_argument("--files", type=wholes, default=[1, 10, 100, 1000])
+    parse.add_argument("--bytes", type=wholes, default=[100, 4096, 65536], help="of a batch")
+    parse.add_argument("--threads", type=wholes, default=[2, 4, 8, 16])
+    parse.add_argument("--seconds", type=above_zero, default=0.7, help="a figure")
     parse.add_argument("--beside", type=float, default=0.0, help="MB/s that another process writes meanwhile")
-    parse.add_argument("--folder", default=".", help="where the files are made")
+    parse.add_argument("--folder", type=made_folder, default=".", help="where the files are made")
     parse.add_argument("--json", action="store_true")
     given = parse.parse_args()
-    counts, sizes = ([int(each) for each in text.split(",")] for text in (given.files, given.bytes))
+    counts, sizes = given.files, given.bytes
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=given.folder, prefix="fsync-") as folder:
-        pools = {f"pool {k}": Pool(int(k)) for k in given.threads.split(",")}
+        pools = {f"pool {k}": Pool(k) for k in given.threads}
         ways: dict[str, Sync | None] = {"serial": _serial}
         ways |= {name: pool.sync for name, pool in pools.items()}
         ways |= {"syncfs": _syncfs(folder), "journal": Journal(folder).sync}

@@ -24,6 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from arguments import above_zero, made_folder, whole
+
 from ister.clock import SystemClock
 from ister.storage.cursor_journal import CursorJournal
 from ister.storage.disk import LocalDisk
@@ -251,12 +253,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--batch-bytes", type=int, default=64 << 10)
-    parser.add_argument("--megabytes", type=int, default=256)
-    parser.add_argument("--group", type=int, default=4, help="wait for the commit after so many batches")
-    parser.add_argument("--folder", default=".", help="where the log is made, and removed")
-    parser.add_argument("--recovery-gib", type=float, help="measure opening a log of this size instead")
-    parser.add_argument("--cursor-holes", type=int, help="measure a cursor of so many ranges instead")
+    parser.add_argument("--batch-bytes", type=whole, default=64 << 10)
+    parser.add_argument("--megabytes", type=whole, default=256)
+    parser.add_argument("--group", type=whole, default=4, help="wait for the commit after so many batches")
+    parser.add_argument("--folder", type=made_folder, default=".", help="where the log is made, and removed")
+    parser.add_argument("--recovery-gib", type=above_zero, help="measure opening a log of this size instead")
+    parser.add_argument("--cursor-holes", type=whole, help="measure a cursor of so many ranges instead")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder, prefix="bench-log-") as folder:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from against import warm_memory
+from arguments import made_folder, output, whole
 from peer_servers import PEERS, MissingError, Peer, Server
 from workloads import SIZES, cpu_ns, flow, lone, per_message, percentiles
 
@@ -418,10 +419,10 @@ def main() -> int:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--rows", default=",".join(ROWS), help="names, with commas between")
     parse.add_argument("--systems", default="", help="names of peers, with commas between; all if missing")
-    parse.add_argument("--rounds", type=int, default=5)
-    parse.add_argument("--data", default=".", help="where folders are made: a real disk")
+    parse.add_argument("--rounds", type=whole, default=5)
+    parse.add_argument("--data", type=made_folder, default=".", help="where folders are made: a real disk")
     parse.add_argument(
-        "--json", metavar="FILE", help="a file of results, for `ister bench page` and `compare`"
+        "--json", type=output, metavar="FILE", help="a file of results, for `ister bench page` and `compare`"
     )
     parse.add_argument("--list", action="store_true", help="say which peers and rows there are")
     given = parse.parse_args()

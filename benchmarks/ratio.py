@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from arguments import made_folder, whole
+
 ROAD: Final = Path(__file__).with_name("road.py")
 MESSAGES: Final = {16384: 20_000, 1024: 300_000, 100: 2_000_000}
 
@@ -132,8 +134,10 @@ def main() -> int:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [case.name for case in CASES]
     parse.add_argument("--case", action="append", choices=names, help="only this one; may be repeated")
-    parse.add_argument("--rounds", type=int, default=3, help="how many count, after the first")
-    parse.add_argument("--data", default=".", help="where folders for logs are made: a real disk")
+    parse.add_argument("--rounds", type=whole, default=3, help="how many count, after the first")
+    parse.add_argument(
+        "--data", type=made_folder, default=".", help="where folders for logs are made: a real disk"
+    )
     parse.add_argument("--json", action="store_true")
     given = parse.parse_args()
     chosen = [case for case in CASES if not given.case or case.name in given.case]

@@ -18,6 +18,8 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
+from arguments import above_zero, made_folder
+
 import ister
 import ister.aio
 from ister.clientprocess import ClientProcess
@@ -94,8 +96,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--bytes", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--data")
+    parser.add_argument("--seconds", type=above_zero, default=5.0)
+    parser.add_argument("--data", type=made_folder)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     payload = b"x" * given.bytes

@@ -29,6 +29,7 @@ from typing import Any, Final, Literal, NamedTuple
 import cbor2
 import google_crc32c
 import zmq
+from arguments import made_folder, whole
 
 Mode = Literal["mem", "wal", "walsync"]
 Results = Queue  # of (name, messages per second)
@@ -278,9 +279,9 @@ def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--mode", choices=("mem", "wal", "walsync"), default="walsync")
     parse.add_argument("--bytes", type=int, default=1024, help="of a message")
-    parse.add_argument("--messages", type=int, default=600_000)
-    parse.add_argument("--batch-bytes", type=int, default=64 << 10)
-    parse.add_argument("--data", default=".", help="where the folder of the log is made")
+    parse.add_argument("--messages", type=whole, default=600_000)
+    parse.add_argument("--batch-bytes", type=whole, default=64 << 10)
+    parse.add_argument("--data", type=made_folder, default=".", help="where the folder of the log is made")
     parse.add_argument("--json", action="store_true")
     given = parse.parse_args()
     result = run_road(given.mode, given.bytes, given.messages, batch_bytes=given.batch_bytes, data=given.data)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from against import warm_memory
+from arguments import made_folder, output, whole, wholes
 from workloads import Child, Party
 
 from ister.bench.about import about, in_words
@@ -96,19 +97,19 @@ def _consume(consumer: Child, topic: str, subscription: str, messages: int, batc
 def main() -> int:
     """Measure, and print a table."""
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parse.add_argument("--workers", help="numbers of workers, with commas between")
-    parse.add_argument("--rounds", type=int, default=3)
-    parse.add_argument("--messages", type=int, default=100_000, help="of each producer")
-    parse.add_argument("--bytes", type=int, default=1024)
+    parse.add_argument("--workers", type=wholes, help="numbers of workers, with commas between")
+    parse.add_argument("--rounds", type=whole, default=3)
+    parse.add_argument("--messages", type=whole, default=100_000, help="of each producer")
+    parse.add_argument("--bytes", type=whole, default=1024)
     parse.add_argument(
         "--batch", type=int, default=64, help="messages of a batch call; 0: one call a message"
     )
-    parse.add_argument("--data", default=".")
-    parse.add_argument("--json", metavar="FILE")
+    parse.add_argument("--data", type=made_folder, default=".")
+    parse.add_argument("--json", type=output, metavar="FILE")
     parse.add_argument("--no-warm-memory", action="store_true")
     given = parse.parse_args()
     cores = os.cpu_count() or 1
-    workers = [int(each) for each in given.workers.split(",")] if given.workers else sensible(cores)
+    workers = given.workers or sensible(cores)
     left_out = [count for count in WORKERS if count not in workers]
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     if not given.no_warm_memory:

@@ -32,6 +32,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final, NamedTuple
 
+from arguments import above_zero, made_folder, output, whole
+
 import ister
 from ister.errors import IsterError
 from ister.ownbroker import OwnBroker
@@ -265,11 +267,13 @@ def _print(elapsed_s: float, samples: dict[str, list[Sample]], disk: list[float]
 def main() -> int:
     """Run it; return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--every", type=float, default=60.0, help="seconds between lines")
-    parser.add_argument("--data", help="a folder for the broker; a temporary one if not given")
-    parser.add_argument("--json", help="write all samples to this file")
+    parser.add_argument("--minutes", type=above_zero, default=20.0)
+    parser.add_argument("--workers", type=whole, default=2)
+    parser.add_argument("--every", type=above_zero, default=60.0, help="seconds between lines")
+    parser.add_argument(
+        "--data", type=made_folder, help="a folder for the broker; a temporary one if not given"
+    )
+    parser.add_argument("--json", type=output, help="write all samples to this file")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="ister-soak-", ignore_cleanup_errors=True) as temporary:
         return _soak(given, given.data or temporary)

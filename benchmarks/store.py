@@ -24,6 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from arguments import made_folder, whole
+
 import ister.store
 from ister.clock import SystemClock
 from ister.storage.addresses import open_store
@@ -170,10 +172,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--segments", type=int, default=24)
-    parser.add_argument("--message-bytes", type=int, default=1024)
-    parser.add_argument("--threads", type=int, default=2, help="uploads at a time, and segments read ahead")
-    parser.add_argument("--folder", default=".", help="where log and store are made, and removed")
+    parser.add_argument("--segments", type=whole, default=24)
+    parser.add_argument("--message-bytes", type=whole, default=1024)
+    parser.add_argument("--threads", type=whole, default=2, help="uploads at a time, and segments read ahead")
+    parser.add_argument(
+        "--folder", type=made_folder, default=".", help="where log and store are made, and removed"
+    )
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder, prefix="bench-store-") as folder:

@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from arguments import whole, wholes
+
 import ister
 from ister.ownbroker import OwnBroker
 
@@ -81,10 +83,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--messages", type=int, default=200_000)
+    parser.add_argument("--messages", type=whole, default=200_000)
     parser.add_argument("--bytes", type=int, default=100)
-    parser.add_argument("--keys", type=int, default=1000)
-    parser.add_argument("--consumers", default="1,2,8")
+    parser.add_argument("--keys", type=whole, default=1000)
+    parser.add_argument("--consumers", type=wholes, default=[1, 2, 8])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--drain", nargs=3, help=argparse.SUPPRESS)  # endpoint, type, consumers: the child
     given = parser.parse_args()
@@ -100,7 +102,7 @@ def main() -> None:
     ):
         fill(broker.endpoint, "backlog", given.messages, given.bytes, given.keys)
         for kind in TYPES:
-            for consumers in [int(each) for each in given.consumers.split(",")]:
+            for consumers in given.consumers:
                 if kind == "exclusive" and consumers > 1:
                     continue
                 command = [sys.executable, __file__, "--messages", str(given.messages)]

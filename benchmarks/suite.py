@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from against import warm_memory
+from arguments import above_zero, made_folder, output, whole
 from workloads import SIZES, backlog, flow, keys, topics
 
 from ister.bench.about import about, in_words
@@ -244,14 +245,16 @@ def main() -> int:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--full", action="store_true", help="all workloads, five rounds")
     parse.add_argument("--only", help="groups or parts of names, with commas between")
-    parse.add_argument("--rounds", type=int, help="default: 1, or 5 with --full")
+    parse.add_argument("--rounds", type=whole, help="default: 1, or 5 with --full")
     parse.add_argument(
-        "--minutes", type=float, help="begin nothing after them; default: 2, or 45 with --full"
+        "--minutes", type=above_zero, help="begin nothing after them; default: 2, or 45 with --full"
     )
-    parse.add_argument("--scale", type=float, default=1.0, help="of the numbers of messages")
-    parse.add_argument("--data", default=".", help="where folders of brokers are made: a real disk")
+    parse.add_argument("--scale", type=above_zero, default=1.0, help="of the numbers of messages")
     parse.add_argument(
-        "--out", default="build/bench/quick", help="results go to OUT.json, the page to OUT.html"
+        "--data", type=made_folder, default=".", help="where folders of brokers are made: a real disk"
+    )
+    parse.add_argument(
+        "--out", type=output, default="build/bench/quick", help="results go to OUT.json, the page to OUT.html"
     )
     given = parse.parse_args()
     cases = chosen(given.full, given.only)

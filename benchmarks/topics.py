@@ -23,6 +23,7 @@ from typing import Any, Final, Self
 
 import cbor2
 import zmq
+from arguments import above_zero, made_folder, wholes
 
 import ister
 from ister.ownbroker import OwnBroker
@@ -182,10 +183,10 @@ def measure(endpoint: str, folder: str, count: int, size: int, seconds: float) -
 def main() -> None:
     """Measure each number of topics and print one table."""
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parse.add_argument("--topics", default="1,10,1000")
+    parse.add_argument("--topics", type=wholes, default=[1, 10, 1000])
     parse.add_argument("--bytes", type=int, default=100, help="of a message")
-    parse.add_argument("--seconds", type=float, default=5.0, help="a row")
-    parse.add_argument("--data", default=".", help="where the broker's folder is made")
+    parse.add_argument("--seconds", type=above_zero, default=5.0, help="a row")
+    parse.add_argument("--data", type=made_folder, default=".", help="where the broker's folder is made")
     parse.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the broker"
     )
@@ -195,8 +196,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.data, prefix="topics-") as folder:
         with OwnBroker(f"{folder}/data", f"{folder}/log", workers=1, settings=settings) as broker:
             rows = [
-                measure(broker.endpoint, folder, int(count), given.bytes, given.seconds)
-                for count in given.topics.split(",")
+                measure(broker.endpoint, folder, count, given.bytes, given.seconds) for count in given.topics
             ]
     if given.json:
         print(json.dumps({"bytes": given.bytes, "rows": rows}))

@@ -24,6 +24,8 @@ from typing import Final
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from arguments import above_zero, made_folder, whole
+
 import ister
 from ister.ownbroker import OwnBroker
 
@@ -37,12 +39,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--topics", type=int, default=8)
-    parser.add_argument("--megabytes", type=int, default=256, help="of each topic")
-    parser.add_argument("--rate", type=int, default=1000)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each window")
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--data", help="where the broker's folder is made")
+    parser.add_argument("--topics", type=whole, default=8)
+    parser.add_argument("--megabytes", type=whole, default=256, help="of each topic")
+    parser.add_argument("--rate", type=whole, default=1000)
+    parser.add_argument("--seconds", type=above_zero, default=5.0, help="of each window")
+    parser.add_argument("--rounds", type=whole, default=4)
+    parser.add_argument("--data", type=made_folder, help="where the broker's folder is made")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.data) as folder:

@@ -17,6 +17,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from arguments import whole, wholes
+
 import ister
 import ister.aio
 from ister.ownbroker import OwnBroker
@@ -131,11 +133,11 @@ KINDS: dict[str, Callable[[str, int, int], float]] = {
 def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--waiting", default="1,100,1000")
-    parser.add_argument("--messages", type=int, default=500)
+    parser.add_argument("--waiting", type=wholes, default=[1, 100, 1000])
+    parser.add_argument("--messages", type=whole, default=500)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    counts = [int(each) for each in given.waiting.split(",")]
+    counts = given.waiting
     found: dict[str, dict[int, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind, measure in KINDS.items():

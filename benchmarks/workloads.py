@@ -31,6 +31,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
+from arguments import above_zero, made_folder
+
 import ister
 from ister.ownbroker import OwnBroker
 
@@ -800,8 +802,10 @@ def main() -> None:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("row", nargs="?", choices=ROWS)
     parse.add_argument("--list", action="store_true", help="say what there is")
-    parse.add_argument("--scale", type=float, default=1.0, help="of the numbers of messages and topics")
-    parse.add_argument("--data", default=".", help="where folders of brokers are made: a real disk")
+    parse.add_argument("--scale", type=above_zero, default=1.0, help="of the numbers of messages and topics")
+    parse.add_argument(
+        "--data", type=made_folder, default=".", help="where folders of brokers are made: a real disk"
+    )
     given = parse.parse_args()
     if given.list or given.row is None:
         for row in ROWS.values():
