@@ -47,13 +47,18 @@ def sensible(cores: int) -> list[int]:
     return [count for count in WORKERS if count <= max(2, cores // 2)]
 
 
+def consumers_of(workers: int) -> int:
+    """Return how many consumers there are in both modes."""
+    return min(PER_WORKER * workers, SUBSCRIPTIONS_MAX)
+
+
 def run(mode: str, workers: int, messages: int, size: int, batch: int, data: str) -> dict[str, float]:
     """Measure a mode once, after a warm-up of a fifth; `messages` are what each producer sends."""
     pairs = PER_WORKER * workers
     with ExitStack() as stack:
         party = Party(stack, data, workers=workers)
         producers = [party.child("producer") for _ in range(pairs if mode == "topics" else 1)]
-        consumers = [party.child("consumer") for _ in range(min(pairs, SUBSCRIPTIONS_MAX))]
+        consumers = [party.child("consumer") for _ in range(consumers_of(workers))]
         for turn, count in (("warm-up", max(100, messages // 5)), ("measured", messages)):
             topics = [f"{turn}/{number}" for number in range(len(producers))]
             for topic in topics:
@@ -142,7 +147,18 @@ def main() -> int:
             name = f"scaling {mode} {count}"
             what = f"{words}: {count} workers, {given.bytes:,} B"
             entries.append(
-                result(name, what, rounds, group="scaling", durability="fsync", series=words, x=count)
+                result(
+                    name,
+                    what,
+                    rounds,
+                    group="scaling",
+                    durability="fsync",
+                    series=words,
+                    x=count,
+                    seconds=[
+                        given.messages * consumers_of(count) / each["messages_per_second"] for each in rounds
+                    ],
+                )
             )
     if left_out:
         print(

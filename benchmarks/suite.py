@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from against import warm_memory
 from arguments import above_zero, made_folder, output, whole
-from workloads import SIZES, backlog, flow, keys, topics
+from workloads import SIZES, backlog, flow, keys, seconds_of, topics
 
 from ister.bench.about import about, in_words
 from ister.bench.page import page
@@ -180,6 +180,7 @@ def entry(case: Case, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         series=case.series,
         x=case.x,
         curves={name: curve_of(took) for name, took in raw.items()},
+        seconds=[seconds_of(each) for each in rounds],
     )
 
 

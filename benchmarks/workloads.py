@@ -172,6 +172,11 @@ def per_message(before: Mapping[str, int], after: Mapping[str, int], messages: i
     return {role: round((after[role] - before[role]) / 1e3 / messages, 3) for role in after}
 
 
+def seconds_of(found: Mapping[str, Any]) -> float:
+    """Return how long a row was measured, without its warm-up."""
+    return float(found.get("seconds") or found["messages"] / max(1, found["messages_per_second"]))
+
+
 def percentiles(name: str, ns: list[int]) -> dict[str, float]:
     """Return p50 and p99 of times in ns, in us; each was measured."""
     ns = sorted(ns)
@@ -494,9 +499,10 @@ def flow(
         took = [each for one in got for each in one["took"]]
         if raw:
             told["raw"] = {"receipt": sent["took"], "delivered": took}
+        told["seconds"] = round(messages / rate, 3)
         return {**told, **percentiles("receipt", sent["took"]), **percentiles("delivered", took)}
     seconds = (max(each["ended"] for each in got) - sent["began"]) / 1e9
-    return {**told, "messages_per_second": round(received / seconds)}
+    return {**told, "seconds": round(seconds, 3), "messages_per_second": round(received / seconds)}
 
 
 def lone(

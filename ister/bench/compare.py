@@ -2,7 +2,8 @@
 
 The rule: a figure has changed if the medians are further apart than `SHARE_LEAST` of the first, and further apart than
 the rounds of either file are (highest less lowest). With a single round in either file nothing is known about the
-noise, and the medians must be `SHARE_ALONE` apart. Workloads that only one of the files has are named, not judged.
+noise, and the medians must be `SHARE_ALONE` apart. Rounds shorter than `SECONDS_LEAST` are named: they decide nothing
+however far apart they are. Workloads that only one of the files has are named, not judged.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from ister.bench.results import middle, spread
 
 SHARE_LEAST: Final = 0.05
 SHARE_ALONE: Final = 0.10
+SECONDS_LEAST: Final = 0.5  # of a round: a shorter one measures its beginning and the scheduler
 MACHINE: Final = ("machine", "cores", "memory_mb", "system", "file_system", "python", "profile_guided")
 
 Verdict = Literal["slower", "faster", "same"]
@@ -79,6 +81,15 @@ def only_in(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
         f"{each['system']} {each['name']}"
         for each in first["results"]
         if (each["system"], each["name"]) not in known
+    ]
+
+
+def too_short(found: Mapping[str, Any]) -> list[tuple[str, float]]:
+    """Return the workloads of which a round was shorter than `SECONDS_LEAST`, with the seconds of the shortest."""
+    return [
+        (f"{each['system']} {each['name']}", min(seconds))
+        for each in found["results"]
+        if (seconds := each.get("seconds")) and min(seconds) < SECONDS_LEAST
     ]
 
 

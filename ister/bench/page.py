@@ -30,6 +30,9 @@ CURVES: Final = {
     "receipt": "From the time a message was due until its receipt",
     "delivered": "From the time a message was due until the consumer had it",
 }
+MARK: Final = (
+    '<meta name="generator" content="ister bench page">'  # a page of ours may be replaced by the next
+)
 PERCENTS: Final = (0, 50, 90, 99, 99.9, 99.99)
 STYLE: Final = """
 :root { color-scheme: light dark; --rule: #d4d4d8; --muted: #71717a; }
@@ -49,6 +52,7 @@ def page(document: Mapping[str, Any], title: str = "Ister, measured") -> str:
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        MARK,
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
         f"<h1>{escape(title)}</h1>",
         f'<p class="about">{escape(_about(document["about"]))}</p>',

@@ -113,7 +113,15 @@ def entry(rounds: Sequence[Measured]) -> dict[str, Any]:
             "delivered": curve_of([ns for each in rounds for ns in _latencies(each)]),
         }
     group = "latency" if load.rate else "throughput"
-    return result(name, what, figures, group=group, durability=first["durability"], curves=curves)
+    return result(
+        name,
+        what,
+        figures,
+        group=group,
+        durability=first["durability"],
+        curves=curves,
+        seconds=[report["seconds"] for report in reports],
+    )
 
 
 def lines_of(report: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ One JSON object:
       x           the value on that plot's axis (number of topics, workers, ...), or null
       figures     by name: {"unit", "better" ("higher" or "lower"), "rounds": [value of each round]}
       curves      by name: [[percentile, value in us], ...] of all rounds together
+      seconds     how long each round was measured; missing where nobody said
 
 Unknown keys are kept; a reader ignores what it does not know.
 """
@@ -56,8 +57,9 @@ def result(
     series: str = "",
     x: float | None = None,
     curves: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+    seconds: Sequence[float] | None = None,
 ) -> dict[str, Any]:
-    """Return an entry of `results`; `rounds` has the figures of each round by name."""
+    """Return an entry of `results`; `rounds` has the figures of each round by name, `seconds` how long each was."""
     return {
         "name": name,
         "what": what,
@@ -68,6 +70,7 @@ def result(
         "x": x,
         "figures": {each: figure(each, [one[each] for one in rounds]) for each in rounds[0]},
         "curves": {each: [list(point) for point in points] for each, points in (curves or {}).items()},
+        **({"seconds": [round(each, 3) for each in seconds]} if seconds else {}),
     }
 
 
@@ -137,12 +140,18 @@ def _wrong(found: dict[str, Any]) -> Iterator[str]:
         if not isinstance(each.get("figures"), dict):
             yield f'result {each["name"]!r} has no "figures"'
             return
+        if not all(_is_number(value) for value in _list(each.get("seconds", []))):
+            yield f'result {each["name"]!r} has no numbers in "seconds"'
         for name, one in each["figures"].items():
             rounds = one.get("rounds") if isinstance(one, dict) else None
             if not isinstance(rounds, list) or not rounds or not all(_is_number(value) for value in rounds):
                 yield f'figure {name!r} of {each["name"]!r} has no numbers in "rounds"'
             elif one.get("better") not in ("higher", "lower"):
                 yield f'figure {name!r} of {each["name"]!r} does not say what is better: "higher" or "lower"'
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [None]
 
 
 def _is_number(value: Any) -> bool:

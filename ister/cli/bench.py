@@ -10,6 +10,7 @@ import click
 
 from ister.cli.command import Command, Group
 from ister.cli.outcome import FAILED
+from ister.cli.output import may_be_written, put
 from ister.show import print_json, print_table, stage
 from ister.subscriptions import SUBSCRIPTION_TYPES, TRAITS
 from ister.words import counted
@@ -135,6 +136,7 @@ class _Bench(Command, Group):
     metavar="[FILE]",
     help="Print JSON, a line for each round; or write FILE, for compare and page.",
 )
+@click.option("--force", is_flag=True, help="Replace FILE also if it has no results.")
 @click.pass_context
 def bench(
     ctx: click.Context,
@@ -147,6 +149,7 @@ def bench(
     workers: int | None,
     warm_up: int | None,
     data: str | None,
+    force: bool,
     **given: Any,
 ) -> None:
     """Measure throughput, latency and CPU time, with a producer and consumers as processes of their own."""
@@ -156,6 +159,8 @@ def bench(
     from ister.bench.report import describe, lines_of
     from ister.bench.run import measure
 
+    if as_json not in (None, "-"):
+        may_be_written(str(as_json), _has_results, "a file of results", force=force)
     messages = messages or messages_by_default(given["message_bytes"], given["rate"])
     load = Load(type=type_, messages=messages, **given)
     with stage() as say:
@@ -174,7 +179,7 @@ def bench(
         from ister.bench.results import document
 
         told = about(found[0].file_system, workers=found[0].workers)
-        _write(str(as_json), document(told, [entry(found)]))
+        put(str(as_json), json.dumps(document(told, [entry(found)]), indent=1) + "\n")
         print(in_words(told))
 
 
@@ -187,13 +192,20 @@ def compare(ctx: click.Context, before: str, after: str, everything: bool) -> No
     """Name what got slower from one file of results to another, beyond noise.
 
     A figure has changed if its medians are more than 5 % apart, and further than the rounds of either file are (highest
-    less lowest); where a file has one round only, more than 10 %. Exit codes: 0 nothing got slower; 1 something did.
+    less lowest); where a file has one round only, more than 10 %. Rounds of less than half a second are named: they
+    decide nothing. Exit codes: 0 nothing got slower; 1 something did.
     """
-    from ister.bench.compare import changes, machines_differ, only_in
+    from ister.bench.compare import SECONDS_LEAST, changes, machines_differ, only_in, too_short
 
     first, second = _read(before), _read(after)
     for difference in machines_differ(first, second):
         print(f"not the same machine or interpreter, {difference}")
+    for name, one in ((before, first), (after, second)):
+        for workload, seconds in too_short(one):
+            print(
+                f"too short to decide anything, {name}: {workload} has a round of {seconds:.2f} s; "
+                f"measure at least {SECONDS_LEAST:g} s (more --messages)"
+            )
     found = list(changes(first, second))
     columns = ("", "system", "workload", "figure", "before", "after", "ratio", "noise")
     rows = [
@@ -228,15 +240,21 @@ def compare(ctx: click.Context, before: str, after: str, everything: bool) -> No
 )
 @click.option("--out", type=click.Path(dir_okay=False), default="bench.html", show_default=True)
 @click.option("--title", default="Ister, measured", show_default=True)
-def page(files: tuple[str, ...], out: str, title: str) -> None:
-    """Draw files of results as one page that needs no other file and no network."""
+@click.option("--force", is_flag=True, help="Replace the file also if it is not such a page.")
+def page(files: tuple[str, ...], out: str, title: str, force: bool) -> None:
+    """Draw files of results as one page that needs no other file and no network.
+
+    An earlier page of this command is replaced, and said to be. Any other file is kept, unless --force is given.
+    """
+    from ister.bench.page import MARK
     from ister.bench.page import page as drawn
     from ister.bench.results import document
 
+    may_be_written(out, lambda text: MARK in text, "a page of `ister bench page`", force=force)
     read = [_read(name) for name in files]
     # machine and versions of the first; of two results with one name, the last
     results = {(each["system"], each["name"]): each for one in read for each in one["results"]}
-    Path(out).write_text(drawn(document(read[0]["about"], results.values()), title), encoding="utf-8")
+    put(out, drawn(document(read[0]["about"], results.values()), title))
     print(out)
 
 
@@ -246,5 +264,7 @@ def _read(name: str) -> dict[str, Any]:
     return parse(Path(name).read_text(encoding="utf-8", errors="replace"), name)
 
 
-def _write(name: str, found: dict[str, Any]) -> None:
-    Path(name).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+def _has_results(text: str) -> bool:
+    from ister.bench.results import FORMAT
+
+    return FORMAT in text[:1000]

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from ister.bench import plot, svg
 from ister.bench.about import about
-from ister.bench.compare import changes, judge, machines_differ, only_in
+from ister.bench.compare import changes, judge, machines_differ, only_in, too_short
 from ister.bench.page import page
 from ister.bench.results import curve_of, document, figure, parse, result
 from ister.cli.bench import bench
@@ -186,6 +186,17 @@ def test_the_command_exits_with_1_when_something_got_slower(tmp_path: Path) -> N
     assert "0 of 4 figures got slower" in same.output
 
 
+def test_rounds_too_short_to_decide_anything_are_named(tmp_path: Path) -> None:
+    """A fifth of a second measures its beginning and the scheduler, however far apart its rounds are."""
+    brief, long, unknown = entry("a", seconds=(1.2, 0.2)), entry("b", seconds=(1.2, 1.3)), entry("c")
+    assert too_short(document({}, [brief, long, unknown])) == [("Ister a", 0.2)]
+    file = written(tmp_path, "a.json", brief, long, unknown)
+    done = CliRunner().invoke(bench, ["compare", file, file])
+    assert done.exit_code == 0
+    assert f"too short to decide anything, {file}: Ister a has a round of 0.20 s" in done.output
+    assert "Ister b" not in done.output
+
+
 def test_files_that_share_no_workload_are_not_called_equal(tmp_path: Path) -> None:
     """Nothing compared is no good news."""
     before, after = written(tmp_path, "a.json", entry()), written(tmp_path, "b.json", entry("other"))
@@ -287,6 +298,24 @@ def test_the_command_writes_the_page_of_several_files(tmp_path: Path) -> None:
     done = CliRunner().invoke(bench, ["page", ours, theirs, "--out", str(out)])
     assert done.exit_code == 0, done.output
     assert "Redis" in out.read_text(encoding="utf-8")
+
+
+def test_a_page_replaces_a_page_and_says_so_and_nothing_else(tmp_path: Path) -> None:
+    """A misspelt name must not cost the results of an hour."""
+    results, out = written(tmp_path, "a.json", entry()), tmp_path / "page.html"
+    before = Path(results).read_text(encoding="utf-8")
+    done = CliRunner().invoke(bench, ["page", results, "--out", results])
+    assert isinstance(done.exception, UsageError) or done.exit_code == 2
+    assert Path(results).read_text(encoding="utf-8") == before
+    for replaced in (False, True):
+        done = CliRunner().invoke(bench, ["page", results, "--out", str(out)])
+        assert done.exit_code == 0, done.output
+        assert (f"{out} exists and is replaced" in done.output) is replaced
+    out.write_text("a letter", encoding="utf-8")
+    assert CliRunner().invoke(bench, ["page", results, "--out", str(out)]).exit_code != 0
+    assert out.read_text(encoding="utf-8") == "a letter"
+    assert CliRunner().invoke(bench, ["page", results, "--out", str(out), "--force"]).exit_code == 0
+    assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
 def test_long_labels_widen_the_plot_and_many_lines_are_told_apart() -> None:

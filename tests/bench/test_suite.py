@@ -30,10 +30,11 @@ def script(name: str) -> Any:
 
 def fake(case: Any) -> dict[str, Any]:
     """Return what a case would find, without running it."""
-    found = {"messages_per_second": 1000, "cpu_us": {"worker": 2.0, "producer": 1.0}}
+    found = {"messages": 1500, "messages_per_second": 1000, "cpu_us": {"worker": 2.0, "producer": 1.0}}
     if case.group == "latency":
         raw = {"receipt": list(range(1000, 9000)), "delivered": list(range(2000, 9000))}
         found = {"receipt_p50_us": 5.0, "delivered_p50_us": 6.0, "cpu_us": {"worker": 200.0}, "raw": raw}
+        found["seconds"] = 3.0
     return found
 
 
@@ -61,6 +62,7 @@ def test_results_of_the_suite_are_printed_and_drawn() -> None:
     entries = [suite.entry(case, [fake(case), fake(case)]) for case in suite.CASES]
     made = document({"machine": "m"}, entries)
     assert parse(json.dumps(made), "suite.json") == made
+    assert {tuple(each["seconds"]) for each in entries} == {(1.5, 1.5), (3.0, 3.0)}
     text = page(made)
     for words in ("Throughput", "Latency", "Topics", "Consumers", "Subscriptions", "Backlog"):
         assert f"<h2>{words}" in text
