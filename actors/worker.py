@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from ister.actors.addresses import BROKER, DIRECTORY_PATH, FETCHER_PATH, FRONTEND_PATH, TIER, actor_path
+from ister.actors.allocator import FreedMemory, keep_freed_memory
 from ister.actors.commits import Commits
 from ister.actors.deadletters import dead_letters
 from ister.actors.frontend import Frontend
@@ -104,6 +105,7 @@ class Worker:
         self._check_rules = CheckRules(settings.log.check_core_percent, f"{context.folder}/{CHECK_TURN}")
         self._was_short = False
         self._kept_up = 0
+        self._freed = FreedMemory()
         self._logs: dict[str, Wal] = {}  # by folder, the log opened last
         self._limits = SessionLimits(
             message_bytes_max=settings.protocol.message_bytes_max,
@@ -178,6 +180,7 @@ class Worker:
         self._context.loop.call_later(KEEP_UP_S, self.keep_up)
         self._maps.drop_deleted()
         self._maps.rest()
+        self._freed.look(self.gateway.counts.bytes_in + self.gateway.counts.bytes_out)
         self._kept_up += 1
         if self._kept_up % IDLE_FILES_EACH == 0:
             self._disk.files.rest_idle()
@@ -352,6 +355,7 @@ class Worker:
 def run_worker(context: ProcessContext) -> None:
     """Compose a worker: the target of its process. Raises `UsageError` if its address is in use."""
     given: WorkerSettings = context.settings
+    keep_freed_memory()
     worker = Worker(context, given)
     worker.gateway.bind(given.bind, worker.frontend)
     context.loop.watch(worker.gateway.socket, worker.gateway.receive, sends=True)
