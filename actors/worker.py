@@ -32,7 +32,7 @@ from ister.actors.subscription.reading import MemoryJournal
 from ister.actors.upkeep import LogCare
 from ister.errors import LogFailedError
 from ister.settings import Settings
-from ister.storage.apart import CheckRules, verify_aside
+from ister.storage.apart import CheckRules, Kept, verify_aside
 from ister.storage.cursor_files import highest_acknowledged
 from ister.storage.cursor_journal import CursorJournal
 from ister.storage.damage import skip_damaged
@@ -102,7 +102,9 @@ class Worker:
         self._disk = LocalDisk()
         self._maps = SegmentMaps(self._disk)
         # all workers of this broker take turns
-        self._check_rules = CheckRules(settings.log.check_core_percent, f"{context.folder}/{CHECK_TURN}")
+        self._check_rules = CheckRules(
+            settings.log.check_core_percent, f"{context.folder}/{CHECK_TURN}", Kept()
+        )
         self._was_short = False
         self._kept_up = 0
         self._freed = FreedMemory()

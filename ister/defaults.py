@@ -264,7 +264,8 @@ class LogSettings(_Section, frozen=True, kw_only=True):
             1,
             100,
             "The share of a core that checking a log (topic verify, topic repair) may use; one log is checked at a "
-            "time. 100: as fast as it goes, and receipts may wait for it.",
+            "time. While others need the cores it takes less, down to a tenth of this. 100: as fast as it goes, and "
+            "receipts may wait for it.",
         ),
     ] = 25
 

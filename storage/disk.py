@@ -23,15 +23,13 @@ from ister.errors import DiskFullError, LockedError
 from ister.storage.checksum import Buffer, Checked
 from ister.storage.filemap import map_file
 from ister.storage.openfiles import FULL, LocalFile, OpenFiles, read_at, read_uncached
+from ister.storage.pacing import rest_after_deletion
 
 if sys.platform != "win32":
     import fcntl
 
 # Where syncfs(2) reliably reports failed writes: not on overlayfs, whose errors are those of the layer below.
 _SYNCED_TOGETHER = frozenset(("ext4", "xfs"))
-# Freeing 8 MiB is some hundred changes of the file system's journal, which every sync waits for. While a hundred such
-# files were deleted in a row, syncs took twice as long; with this rest after each, a fifth longer.
-AFTER_LARGE_S: Final = 0.005
 _SYNCFS_TELLS_ERRORS = (5, 8)  # from this Linux version on
 
 
@@ -344,8 +342,9 @@ class LocalDisk:
 
         Raises FileNotFoundError.
         """
+        began = time.monotonic()
         self.unlink(path)
-        time.sleep(AFTER_LARGE_S)
+        time.sleep(rest_after_deletion(time.monotonic() - began))
 
     def rmdir(self, path: str) -> None:
         """Remove an empty folder. Raises OSError."""

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from ister.storage import apart
-from ister.storage.apart import CheckRules, verify_aside
+from ister.storage.apart import CheckRules, Kept, verify_aside
 from ister.storage.disk import LocalDisk
 from ister.storage.verify import VerifyProgress, VerifyReport, verify_log
 from ister.storage.wal import Wal
@@ -54,7 +56,8 @@ def test_it_says_what_a_check_in_a_thread_says(wal: Wal) -> None:
         most |= children() - before
         found.append(step)
     assert found[-1] == expected[-1]
-    assert [step for step in expected if step in found] == found  # it does not tell each segment
+    # It does not tell each segment, and one that takes long again and again.
+    assert [step for step in expected if step in found] == list(dict.fromkeys(found))
     assert isinstance(found[-1], VerifyReport)
     assert len(found[-1].damaged) == 1
     assert sys.platform != "linux" or len(most) >= 1
@@ -110,8 +113,8 @@ def test_a_check_that_gets_nowhere_is_started_again_with_a_share(
     real = apart._Check
 
     class Starved(real):  # type: ignore[misc,valid-type]
-        def __init__(self, when: str, told: str) -> None:
-            super().__init__(when, told)
+        def __init__(self, when: str) -> None:
+            super().__init__(when)
             began.append(when)
             if when == "idle":
                 os.kill(self.pid, signal.SIGSTOP)
@@ -133,6 +136,69 @@ def test_a_child_that_hears_nothing_is_ended_too(wal: Wal) -> None:
     assert check.code() == -signal.SIGKILL
 
 
+def test_checks_that_follow_one_another_share_a_process(wal: Wal) -> None:
+    """The second one is made by the process of the first, and says what a check in a thread says."""
+    *_, expected = verify_log(LocalDisk(), wal.folder, wal.incarnation, durable_end=wal.durable_end)
+    kept = Kept()
+    pids = []
+    for _ in range(3):
+        steps = apart._verify_apart(wal.folder, wal.incarnation, wal.durable_end, CheckRules(kept=kept))
+        next(steps)
+        pids.append(steps.gi_frame.f_locals["check"].pid)  # type: ignore[attr-defined]
+        *_, report = steps
+        assert report == expected
+    assert len(set(pids)) == 1
+    kept.end()
+    assert not is_check(pids[0])
+
+
+def test_a_process_that_is_kept_ends_after_a_while(wal: Wal) -> None:
+    """Nothing is left of it when no other check has come."""
+    before, kept = children(), Kept(keep_s=0.1)
+    *_, report = verify_aside(LocalDisk(), wal.folder, wal.incarnation, rules=CheckRules(kept=kept))
+    assert isinstance(report, VerifyReport)
+    deadline = time.monotonic() + 20
+    while {pid for pid in children() - before if Path(f"/proc/{pid}").exists()}:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert kept.take() is None
+
+
+def test_a_kept_process_that_has_ended_is_replaced(wal: Wal) -> None:
+    """Whoever killed it, the next check has a new one."""
+    kept = Kept()
+    rules = CheckRules(kept=kept)
+    *_, _ = verify_aside(LocalDisk(), wal.folder, wal.incarnation, rules=rules)
+    check = kept.take()
+    assert check is not None
+    os.kill(check.pid, signal.SIGKILL)
+    assert check.code() == -signal.SIGKILL
+    kept.put(check)
+    *_, report = verify_aside(LocalDisk(), wal.folder, wal.incarnation, rules=rules)
+    assert isinstance(report, VerifyReport)
+    kept.end()
+
+
+def test_a_check_that_nobody_waited_for_is_not_kept(wal: Wal) -> None:
+    """Its process still reports to who has left."""
+    kept = Kept()
+    steps = verify_aside(LocalDisk(), wal.folder, wal.incarnation, rules=CheckRules(1, kept=kept))
+    next(steps)
+    steps.close()  # type: ignore[attr-defined]
+    assert kept.take() is None
+
+
+def test_the_process_has_no_client_in_it(wal: Wal) -> None:
+    """It imports storage alone: the client's libraries take longer to import than many a check takes."""
+    program = (
+        "import json, sys, types; package = sys.modules['ister'] = types.ModuleType('ister'); "
+        f"package.__path__ = [{os.path.dirname(os.path.dirname(apart.__file__))!r}]; "
+        "import ister.storage.apart; print(json.dumps([*sys.modules]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert {"zmq", "cbor2", "ister.client"}.isdisjoint(json.loads(done.stdout))
+
+
 def test_a_check_that_is_killed_is_an_error(wal: Wal, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is no report of a log without damage."""
     started: list[subprocess.Popen[str]] = []
@@ -147,6 +213,21 @@ def test_a_check_that_is_killed_is_an_error(wal: Wal, monkeypatch: pytest.Monkey
     with pytest.raises(OSError, match="without a report"):
         list(verify_aside(LocalDisk(), wal.folder, wal.incarnation))
     assert [process.returncode for process in started] == [-signal.SIGKILL]
+
+
+def test_a_check_in_a_large_segment_says_that_it_gets_on(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Otherwise one that rests for long would be taken for one that is never run."""
+    reporting = apart._Reporting()
+    progress = VerifyProgress(1, 2, 300, 600)
+    reporting.reached(progress)
+    monkeypatch.setattr(apart, "WAITS_S", 0.0)
+    reporting.sleep(0.0)
+    monkeypatch.setattr(apart, "WAITS_S", 3600.0)
+    reporting.sleep(0.0)
+    lines = capfd.readouterr().out.splitlines()
+    assert [json.loads(line) for line in lines] == [asdict(progress)] * 2
 
 
 def test_a_folder_that_is_gone_is_an_error(wal: Wal, tmp_path: Path) -> None:
