@@ -20,6 +20,7 @@ Invariants
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, Final
@@ -37,6 +38,7 @@ from ister.actors.messages import (
     Delete,
     Deposit,
     Describe,
+    Detach,
     Durable,
     EraseStored,
     Fenced,
@@ -59,13 +61,16 @@ from ister.actors.messages import (
     Verify,
     WhoSubscribes,
 )
-from ister.actors.runtime import Ref, System, Timer, receives
+from ister.actors.next_look import NextLook
+from ister.actors.runtime import Ref, System, receives
 from ister.actors.sealing import Sealing
 from ister.actors.store_link import StoreLink
+from ister.actors.store_view import TELL_AGAIN_S
 from ister.actors.topic import Topic
 from ister.actors.topic_intake import TopicIntake
-from ister.actors.topic_log import SEAL_CHECK_S, TopicLog
+from ister.actors.topic_log import REST_S, SEAL_CHECK_S, TopicLog
 from ister.actors.upkeep import LOST, LogCare, Upkeep
+from ister.backoff import BackOff
 from ister.errors import DamagedError, IsterError, RemoteError, StorageError
 from ister.storage.meta import TopicMeta
 from ister.storage.wal import Wal
@@ -74,8 +79,10 @@ from ister.wire import encode_result
 
 log = logging.getLogger("ister.topic")
 
-# A topic that has nothing to do is looked after this often all the same: clocks are set, and mail is lost.
-LOOK_S_MAX: Final = 30.0
+# How often the Directory is asked for the subscriptions of a topic that is kept until it is acknowledged, while their
+# answers change nothing: between these two, doubled each time.
+ASK_S_MIN: Final = SEAL_CHECK_S
+ASK_S_MAX: Final = 30.0
 
 
 class ReliableTopic(Topic):
@@ -139,22 +146,25 @@ class ReliableTopic(Topic):
         self._told_end = 0  # up to where the watchers know the log to be durable
         self._repairs = 0  # how often operators decided to skip damage
         self._acknowledged: int | None = None  # the offset below which all subscriptions are done
-        self._look: Timer | None = None  # when the topic is looked after next
-        self._rests = False  # it has nothing to do for longer than usual
+        self._look = NextLook(self, self._look_after)
+        self._asking = BackOff(ASK_S_MIN, ASK_S_MAX)
+        self._sealed_end = 0  # up to where the log was sealed when last looked at
 
     def on_start(self) -> None:
         """Open the log (in the worker's loop); if it cannot be opened, those that ask are told."""
         self._log.open()
-        self._look = self.call_later(SEAL_CHECK_S, self._look_after)
+        self._look.after(SEAL_CHECK_S)
 
     def on_stop(self) -> None:
         """Write out what was appended, and close the log."""
+        self._look.end()
         self._upkeep.stop()
         self._log.stop()
 
     def on_failure(self, *error: object) -> None:
         """Close the log: the next actor finds what is really on disk."""
         super().on_failure(*error)
+        self._look.end()
         self._upkeep.stop()
         self._intake.end(RemoteError("unavailable", f"topic {self.meta.name!r} failed and is started again"))
         self._log.end()
@@ -361,29 +371,32 @@ class ReliableTopic(Topic):
     # ---- upkeep -------------------------------------------------------------------------------------------------
 
     def _look_after(self) -> None:
-        """Do what is due, and come back: of thousands of topics most have nothing to do for long."""
+        """Do what is due, and come back when something else may be: of thousands of topics most have nothing to do."""
         self._check_retention()
         self._link.tell_again(self._log.wal)
-        wait_s = self._log.look_after()
+        wait_s, by_wall_clock = self._log.look_after(), False
         if (wal := self._log.wal) is not None:
-            wait_s = min(wait_s, self._upkeep.due_in(wal))
+            drops_s = self._upkeep.due_in(wal, self._acknowledged)
+            by_wall_clock = 0 < drops_s < math.inf
+            if drops_s == 0:  # that is for subscriptions to say
+                drops_s = self._asking.failed()
+            wait_s = min(wait_s, drops_s)
         if not self._link.settled:
-            wait_s = 0.0
-        wait_s = min(max(wait_s, SEAL_CHECK_S), LOOK_S_MAX)
-        self._rests = wait_s > SEAL_CHECK_S
-        self._look = self.call_later(wait_s, self._look_after)
+            wait_s = min(wait_s, TELL_AGAIN_S)
+        self._look.after(max(wait_s, SEAL_CHECK_S), by_wall_clock=by_wall_clock)
 
     def _look_soon(self) -> None:
-        """Come back sooner: something has changed."""
-        if self._rests:
-            self._rests = False
-            if self._look is not None:
-                self._look.cancel()
-            self._look = self.call_later(SEAL_CHECK_S, self._look_after)
+        """Come back soon: something has changed."""
+        self._asking.succeeded()
+        self._look.within(SEAL_CHECK_S)
 
     def _committed(self, wal: Wal) -> None:
         self._link.committed(wal)
-        self._look_soon()
+        if wal.sealed_end != self._sealed_end:
+            self._sealed_end = wal.sealed_end
+            self._look_soon()
+        else:
+            self._look.within(min(REST_S, wal.settings.segment_age_ms_max / 1000))
 
     def _check_retention(self) -> None:
         """Drop what retention allows; if acknowledgments count, first ask which subscriptions there are."""
@@ -403,13 +416,27 @@ class ReliableTopic(Topic):
     @receives(Subscribers)
     def on_subscribers(self, command: Subscribers) -> None:
         """Note which subscriptions there are, and drop what all of them are done with."""
-        self._acknowledged = self._upkeep.done_by_all(set(command.names))
+        acknowledged = self._upkeep.done_by_all(set(command.names))
+        if acknowledged != self._acknowledged:
+            self._acknowledged = acknowledged
+            self._link.retain(acknowledged, always=True)
         self._retain(self._acknowledged)
 
     @receives(Consumed)
     def on_consumed(self, command: Consumed) -> None:
         """Note how far a subscription is done."""
-        self._upkeep.consumed[command.subscription] = command.low
+        consumed, name = self._upkeep.consumed, command.subscription
+        if consumed.get(name) != command.low:
+            consumed[name] = command.low
+            if self._upkeep.retention.acknowledged:
+                self._look_soon()
+
+    @receives(Detach)
+    def on_detach(self, command: Detach) -> None:
+        """Remove a watcher: if its subscription was deleted, what only that needed may go."""
+        super().on_detach(command)
+        if self._upkeep.retention.acknowledged:
+            self._look_soon()
 
     def _trimmed(self, wal: Wal) -> None:
         if self._log.released(wal):

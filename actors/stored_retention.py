@@ -10,22 +10,23 @@ Invariants
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Final
 
-from ister.actors.runtime import LoopActor, Timer
+from ister.actors.next_look import NextLook
+from ister.actors.runtime import LoopActor
 from ister.actors.store_writer import StoreWriter
 from ister.actors.stored_history import StoredHistory
 from ister.actors.stored_settings import StoredSettings
 from ister.storage.layout import Layout
-from ister.storage.retention import Retention, retention_of, trim_point
+from ister.storage.retention import Retention, due_in_ms, retention_of, trim_point
 from ister.storage.upload import trim
 from ister.words import counted
 
 log = logging.getLogger("ister.uploader")
 
 TRIM_CHECK_S: Final = 5.0  # seconds; how late the store's history may be trimmed
-LOOK_S_MAX: Final = 60.0  # seconds; how often a topic without retention is looked at all the same
 TRIM_AGAIN_S: Final = 60.0  # seconds between two trims
 
 
@@ -51,34 +52,46 @@ class StoredRetention:
         self._trimming = False
         self._trimmed_once = False  # whether a trim has removed what earlier writers left
         self._again_s = 0.0
-        self._look: Timer | None = None
-        self._rests = False  # nothing is ever trimmed
+        self._look = NextLook(host, self._round)
         self._due = False  # a trim is due once the Directory has answered with the settings
 
-    def begin(self) -> None:
-        """Check periodically what may be trimmed."""
-        self._look = self._host.call_later(TRIM_CHECK_S, self._round)
-
     def look_soon(self) -> None:
-        """Check soon: the settings may have changed."""
-        if self._rests and self._look is not None:
-            self._rests = False
-            self._look.cancel()
-            self._look = self._host.call_later(TRIM_CHECK_S, self._round)
+        """Check soon what may be trimmed: something has changed."""
+        if retention_of(self._writer.topic):
+            self._look.within(TRIM_CHECK_S)
+
+    def end(self) -> None:
+        """Check no more: the Uploader has ended."""
+        self._look.end()
 
     def claimed(self, history: StoredHistory) -> None:
         """Use the history of a claimed topic."""
         self._history = history
+        self.look_soon()
 
     def _round(self) -> None:
-        self._rests = not retention_of(self._writer.topic)
-        self._look = self._host.call_later(LOOK_S_MAX if self._rests else TRIM_CHECK_S, self._round)
-        history = self._history
-        if history is None or self._host.clock.monotonic() < self._again_s:
+        """Trim what is due, and come back when time alone makes something due; every change is told."""
+        history, retention = self._history, retention_of(self._writer.topic)
+        if history is None or not retention:
+            self._look.after(math.inf)
             return
-        if self._point(history) > history.start:
+        now_s, again_s = self._host.clock.monotonic(), 0.0
+        if not self._settings.are_stored or self._trimming:
+            pass  # soon they are
+        elif self._point(history) <= history.start:
+            if retention.ms:
+                by_age = Retention(retention.ms)
+                wait_ms = due_in_ms(list(history.segments()), by_age, self._host.clock.time_ms())
+                again_s = wait_ms / 1000
+            else:
+                again_s = math.inf
+        elif now_s < self._again_s:
+            again_s = self._again_s - now_s
+        else:
             self._due = True
             self._consult()
+        by_wall_clock = 0 < again_s < math.inf
+        self._look.after(max(again_s, TRIM_CHECK_S), by_wall_clock=by_wall_clock)
 
     def _point(self, history: StoredHistory) -> int:
         """Return the offset below which the history may be trimmed, by settings that are also in the store."""
@@ -119,9 +132,11 @@ class StoredRetention:
             log.info(text, topic.name, point, counted(dropped, "object"))
             history.cut(point)
             self._on_cut()
+            self.look_soon()
 
         def failed(error: BaseException) -> None:
             self._trimming, self._trimmed_once = False, False  # objects that were left are found by a listing
+            self.look_soon()
             self._writer.failed("its history was not cut", error)
 
         self._writer.do(lambda: trim(store, topic, epoch, point, known), trimmed, failed)

@@ -278,18 +278,25 @@ class TopicLog:
         Return in how many seconds there may be something to do again, if nothing is appended until then.
         """
         wal = self.wal
-        if wal is not None and (self._filled_for_long(wal) or wal.seal_due(self._host.clock.time_ms())):
+        if wal is not None and (
+            self._filled_for_long(wal) or wal.seal_due_in_ms(self._host.clock.time_ms()) <= 0
+        ):
             self.seal()
             return 0.0
         self._rest()
-        return 0.0 if self.wal is None or not self.wal.at_rest else self._seals_in(self.wal)
+        if (wal := self.wal) is None:
+            return math.inf  # it is opened again, or never
+        now_s = self._host.clock.monotonic()
+        rests_in = math.inf if wal.at_rest else max(0.0, self._appended[1] + REST_S - now_s)
+        return min(rests_in, self._seals_in(wal))
 
     def _seals_in(self, wal: Wal) -> float:
         """Return in how many seconds the segment that is being written is to be sealed; without one never."""
         if wal.next_offset == wal.sealed_end:
             return math.inf
-        now_s = self._host.clock.monotonic()
-        return self._filling[1] + wal.settings.segment_age_ms_max / 1000 - now_s
+        clock = self._host.clock
+        filled_s = self._filling[1] + wal.settings.segment_age_ms_max / 1000 - clock.monotonic()
+        return min(filled_s, wal.seal_due_in_ms(clock.time_ms()) / 1000)
 
     def _filled_for_long(self, wal: Wal) -> bool:
         """Return whether the segment that is being written is old enough, even if the wall clock was set."""

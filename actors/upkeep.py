@@ -133,10 +133,15 @@ class Upkeep:
             self.trimming = wal
             self._host.loop.offload(trim.run, lambda _, error: self._trimmed(wal, trim, error), Purpose.TRIMS)
 
-    def due_in(self, wal: Wal) -> float:
-        """Return in how many seconds retention may drop something, if nothing else changes until then."""
+    def due_in(self, wal: Wal, acknowledged: int | None) -> float:
+        """Return in how many seconds retention may drop something, if nothing changes until then that is told.
+
+        It is 0 if that depends on subscriptions. All of them are done with what is below `acknowledged`.
+        """
         if self.trimming is not None:
             return math.inf  # its end is told
+        if self.retention.acknowledged and acknowledged is not None and acknowledged >= wal.sealed_end:
+            return math.inf  # nothing is left for them
         return due_in_ms(wal.sealed(), self.retention, self._host.clock.time_ms()) / 1000
 
     def _trimmed(self, wal: Wal, trim: Trim, error: BaseException | None) -> None:

@@ -111,12 +111,9 @@ class Uploader(LoopActor):
         """The last failure, unless a call succeeded since."""
         return self.writer.failure
 
-    def on_start(self) -> None:
-        """Check periodically what retention drops."""
-        self._retention.begin()
-
     def on_stop(self) -> None:
         """Store the last cursors, if the store has answered lately: the broker stops."""
+        self._retention.end()
         self._cursors.store_last(self._farewell)
 
     # ---- what the writer says -----------------------------------------------------------------------------------
@@ -145,6 +142,7 @@ class Uploader(LoopActor):
     def writer_goes_on(self) -> None:
         """Start again what is to be done."""
         self._settings.store()
+        self._retention.look_soon()
         self._cursors.soon()
         if self._history is not None:
             self._cursors.look_for_strangers()
@@ -262,6 +260,7 @@ class Uploader(LoopActor):
     def on_retain(self, command: Retain) -> None:
         """Note what all subscriptions are done with; if settings changed, ask the Directory."""
         self._retention.acknowledged = command.acknowledged
+        self._retention.look_soon()
         if command.topic.settings != self.writer.topic.settings:
             self._consult()
 
@@ -344,6 +343,7 @@ class Uploader(LoopActor):
         for base in [base for base, segment in self._sealed.items() if segment.end <= watermark]:
             del self._sealed[base]
         self._damaged = {base: each for base, each in self._damaged.items() if each.end > watermark}
+        self._retention.look_soon()
         if self._reply is not None:
             self._reply.tell(Uploaded(*self._history.told()))
 

@@ -13,6 +13,7 @@ CPU times are those of whole processes in nanoseconds, read from the process's C
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -580,9 +581,23 @@ def topics(scale: float, data: str, *, count: int, messages: int, batch: int) ->
     return {"messages": messages, "messages_per_second": rate, "worker_us": cpu["worker"], "cpu_us": cpu}
 
 
+AT_REST_S: Final = 75.0  # after its last message a topic is sealed within a minute, and then uploaded
+
+
+def _blocks(folder: Path) -> int:
+    """Return the bytes of the disk that a folder occupies: files, each once whatever names it has, and folders."""
+    known: dict[int, int] = {}
+    for each in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # it was renamed or deleted meanwhile
+            found = each.lstat()
+            known[found.st_ino] = found.st_blocks * 512
+    return sum(known.values())
+
+
 def idle_topics(scale: float, data: str, *, count: int, seconds: float) -> dict[str, Any]:
-    """Topics with one message each: their space on the disk, and what they cost an idle worker."""
+    """Topics with one message each, at rest: their space on the disk, and what they cost an idle worker."""
     count = max(100, int(count * scale))
+    settles_s = AT_REST_S if seconds >= 10 else seconds
     with _party(data) as party:
         children = [party.child("producer") for _ in range(4)]
         share = -(-count // len(children))
@@ -590,18 +605,17 @@ def idle_topics(scale: float, data: str, *, count: int, seconds: float) -> dict[
             child.tell("publish_once", first=number * share, topics=share, size=100)
         for child in children:
             child.answer()
-        time.sleep(min(15.0, seconds))
+        time.sleep(settles_s)
         before, began = party.cpu(), now()
         time.sleep(seconds)
         after, ended = party.cpu(), now()
-        disk = sum(
-            each.lstat().st_blocks * 512 for each in Path(party.folder, "data").rglob("*") if each.is_file()
-        )
+        disk = _blocks(Path(party.folder, "data"))
         pss = _pss_mb(party.pids["worker"])
     return {
         "topics": share * len(children),
         "disk_mb": round(disk / 1e6, 1),
         "worker_cpu_percent": round((after["worker"] - before["worker"]) / (ended - began) * 100, 3),
+        "tier_cpu_percent": round((after["tier"] - before["tier"]) / (ended - began) * 100, 3),
         "worker_pss_mb": pss,
     }
 

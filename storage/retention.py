@@ -69,9 +69,11 @@ def due_in_ms(sealed: Sequence[SegmentInfo], retention: Retention, now_ms: int) 
 
     It is 0 if that cannot be told, and infinite if a change comes first: a segment is sealed, or is in the store.
     """
+    if not sealed:
+        return math.inf
     if retention.acknowledged:  # subscriptions come and go
         return 0
-    if not retention.ms or not sealed:
+    if not retention.ms:
         return math.inf
     oldest = sealed[0]
     ended_ms = min(oldest.max_timestamp_ms or oldest.last_timestamp_ms, oldest.last_timestamp_ms)

@@ -18,6 +18,7 @@ the second only names of sealed segments; the third only its `Spare`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
@@ -307,14 +308,12 @@ class Wal:
         except OSError as error:
             raise self._fail(f"removing {path}", error) from error
 
-    def seal_due(self, now_ms: int) -> bool:
-        """Return whether the active segment holds a batch older than segment_age_ms_max."""
+    def seal_due_in_ms(self, now_ms: int) -> float:
+        """Return how long the active segment may wait until a batch is older than segment_age_ms_max; 0: no longer."""
         active = self._active
-        return (
-            active is not None
-            and active.records > 0
-            and now_ms - active.first_timestamp_ms >= self.settings.segment_age_ms_max
-        )
+        if active is None or active.records == 0:
+            return math.inf
+        return max(0, active.first_timestamp_ms + self.settings.segment_age_ms_max - now_ms)
 
     def seal(self) -> None:
         """End the active segment if it holds a batch; it is sealed once the next commit has ended."""

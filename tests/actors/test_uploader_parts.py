@@ -41,7 +41,9 @@ class Host:
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.calls: list[tuple[Callable[[], Any], Callable[[Any, BaseException | None], None]]] = []
         self.heard: list[str] = []
-        self.system = SimpleNamespace(random=Random(1))
+        self.path = "uploader/orders"
+        steps = SimpleNamespace(watch=lambda _path, _call: None, unwatch=lambda _path: None)
+        self.system = SimpleNamespace(random=Random(1), clock_steps=steps)
         self.clock = SimpleNamespace(monotonic=lambda: self.now_s, time_ms=lambda: int(self.now_s * 1000))
         self.writer = StoreWriter(cast(LoopActor, self), self, TOPIC, store, retry_ms=(1000, 8000))
         claimed = claim(store, TOPIC, self.writer.identity, 0, lambda _: None, broker="ours")
@@ -52,8 +54,13 @@ class Host:
         self.calls.append((work, done))
 
     def call_later(self, delay_s: float, call: Callable[[], None]) -> Any:
-        self.timers.append((self.now_s + delay_s, call))
-        return SimpleNamespace(cancel=lambda: None)
+        timer = (self.now_s + delay_s, call)
+        self.timers.append(timer)
+
+        def cancel() -> None:
+            self.timers = [each for each in self.timers if each is not timer]
+
+        return SimpleNamespace(due=timer[0], cancel=cancel)
 
     def writer_is_behind(self, error: AheadError) -> None:
         self.heard.append(f"behind {error.end}")
@@ -379,7 +386,7 @@ def test_the_store_is_cut_by_what_the_directory_says_then(host: Host) -> None:
     )
     history = StoredHistory("orders", History(0, 40, (stored(0, 10), stored(10, 40))), 40, 1)
     host.writer.topic = replace(TOPIC, settings={"retention_ms": 1000})
-    retention.begin()
+    retention.look_soon()
     host.passes(TRIM_CHECK_S)
     retention.claimed(history)
     host.passes(TRIM_CHECK_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -121,16 +122,16 @@ def test_the_biggest_batch_fits_and_one_byte_more_is_refused(open_log: Open, put
 def test_a_segment_is_sealed_by_age_only_if_something_is_in_it(open_log: Open, put: Put) -> None:
     """An idle log makes no segments; one message is sealed a minute later, and is offered after the next commit."""
     wal = open_log(segment_age_ms_max=60_000)
-    assert not wal.seal_due(10**15)
+    assert wal.seal_due_in_ms(10**15) == math.inf
     put(wal, b"a", timestamp_ms=1_000)
     wal.commit()
-    assert not wal.seal_due(60_999)
-    assert wal.seal_due(61_000)
+    assert wal.seal_due_in_ms(60_999) == 1
+    assert wal.seal_due_in_ms(61_000) == 0
     wal.seal()
     assert wal.sealed() == ()
     wal.commit()
     assert [(info.base, info.end, info.messages) for info in wal.sealed()] == [(0, 1, 1)]
-    assert not wal.seal_due(10**15)
+    assert wal.seal_due_in_ms(10**15) == math.inf
     wal.seal()
     assert wal.begin_commit() is None
     assert put(wal, b"b") == 1
