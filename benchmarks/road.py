@@ -7,7 +7,9 @@ machine on one day; the ratio of Ister to this one, measured side by side (`rati
     python benchmarks/road.py --mode walsync --bytes 1024 --messages 600000
 
 Modes: mem (dispatch from memory), wal (from the page cache), walsync (one fdatasync per group before receipt and
-dispatch). Prints the messages per second of the producer and the consumer; --json prints one object.
+dispatch). Prints the messages per second of the producer (until its last receipt), of the consumer (from its first
+message on) and end to end (from the first batch made to the last one taken), and the CPU time of a message by process;
+--json prints one object.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ import zmq
 from arguments import made_folder, whole
 
 Mode = Literal["mem", "wal", "walsync"]
-Results = Queue  # of (name, messages per second)
+Results = Queue  # of Told
 
 PUBLISH, RECEIPT, CREDIT, DELIVER, SUBSCRIBE = range(1, 6)
 RECORD: Final = struct.Struct(
@@ -44,6 +46,15 @@ CREDIT_MESSAGES: Final = 20_000
 TURN_FRAMES_MAX: Final = 64  # read before their results are sent
 CONNECT_S: Final = 0.3
 RESULT_WITHIN_S: Final = 120
+
+
+class Told(NamedTuple):
+    """What a client's process says at its end: when it began and ended, in s, and its CPU time meanwhile, in ns."""
+
+    name: str
+    began: float
+    ended: float
+    cpu_ns: int
 
 
 class Batch(NamedTuple):
@@ -203,7 +214,7 @@ def producer_main(port: int, messages: int, message_bytes: int, per_batch: int, 
     socket = zmq.Context().socket(zmq.DEALER)
     socket.connect(f"tcp://127.0.0.1:{port}")
     payload, sent, sequence, received = bytes(message_bytes), 0, 0, -1
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time_ns()
     while sent < messages:
         gathered = []
         for _ in range(min(per_batch, messages - sent)):
@@ -216,7 +227,7 @@ def producer_main(port: int, messages: int, message_bytes: int, per_batch: int, 
             received = cbor2.loads(socket.recv())[1]
     while received < sequence - 1:
         received = cbor2.loads(socket.recv())[1]
-    results.put(("produced", messages / (time.perf_counter() - began)))
+    results.put(Told("produced", began, time.perf_counter(), time.process_time_ns() - cpu))
 
 
 def consumer_main(port: int, messages: int, results: Results) -> None:
@@ -225,7 +236,7 @@ def consumer_main(port: int, messages: int, results: Results) -> None:
     socket.set(zmq.RCVHWM, 0)
     socket.connect(f"tcp://127.0.0.1:{port}")
     socket.send(cbor2.dumps({0: SUBSCRIBE, 1: CREDIT_MESSAGES}))
-    expected, back, began = 0, 0, 0.0
+    expected, back, began, cpu = 0, 0, 0.0, time.process_time_ns()
     while expected < messages:
         header, lengths, body = socket.recv_multipart()
         began = began or time.perf_counter()
@@ -241,13 +252,13 @@ def consumer_main(port: int, messages: int, results: Results) -> None:
         if back >= CREDIT_MESSAGES // 4:
             socket.send(cbor2.dumps({0: CREDIT, 1: back}))
             back = 0
-    results.put(("consumed", messages / (time.perf_counter() - began)))
+    results.put(Told("consumed", began, time.perf_counter(), time.process_time_ns() - cpu))
 
 
 def run_road(
     mode: Mode, message_bytes: int, messages: int, *, batch_bytes: int = 64 << 10, data: str = "."
 ) -> dict[str, Any]:
-    """Run once and return the messages per second of the producer and the consumer."""
+    """Run once and return messages per second, and the CPU time of a message by process, in us."""
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(dir=data, prefix="road-") as folder, zmq.Context() as context:
         with context.socket(zmq.ROUTER) as probe:
@@ -259,10 +270,13 @@ def run_road(
         producer = spawn.Process(
             target=producer_main, args=(port, messages, message_bytes, per_batch, results), daemon=True
         )
-        for process in (broker, consumer, producer):
+        for process in (broker, consumer):
             process.start()
             time.sleep(CONNECT_S)
-        rates = dict(results.get(timeout=RESULT_WITHIN_S) for _ in range(2))
+        used = -_cpu_ns(broker.pid)
+        producer.start()
+        told = {each.name: each for each in (results.get(timeout=RESULT_WITHIN_S) for _ in range(2))}
+        used += _cpu_ns(broker.pid)
         broker.terminate()
         for process in (broker, consumer, producer):
             process.join()
@@ -270,8 +284,22 @@ def run_road(
         "mode": mode,
         "message_bytes": message_bytes,
         "messages": messages,
-        **{name: round(rate) for name, rate in sorted(rates.items())},
+        "consumed": round(messages / (told["consumed"].ended - told["consumed"].began)),
+        "produced": round(messages / (told["produced"].ended - told["produced"].began)),
+        "end_to_end": round(messages / (told["consumed"].ended - told["produced"].began)),
+        "cpu_us": {
+            name: round(ns / 1e3 / messages, 3)
+            for name, ns in (
+                ("server", used),
+                ("producer", told["produced"].cpu_ns),
+                ("consumer", told["consumed"].cpu_ns),
+            )
+        },
     }
+
+
+def _cpu_ns(pid: int | None) -> int:
+    return time.clock_gettime_ns((~(pid or 0) << 3) | 2)
 
 
 def main() -> None:
@@ -291,6 +319,8 @@ def main() -> None:
         print(f"{result['messages']:,} messages of {result['message_bytes']:,} bytes, {result['mode']}")
         print(f"  producer  {result['produced']:>12,} messages/s")
         print(f"  consumer  {result['consumed']:>12,} messages/s")
+        print(f"  both      {result['end_to_end']:>12,} messages/s")
+        print(f"  CPU us    {', '.join(f'{name} {us:g}' for name, us in result['cpu_us'].items())}")
 
 
 if __name__ == "__main__":

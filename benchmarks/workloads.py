@@ -450,8 +450,11 @@ def flow(
     rate: float = 0,
     raw: bool = False,
     emulator: bool = False,
+    warm: float = 1.0,
 ) -> dict[str, Any]:
     """One producer, one topic, a consumer's process for each subscription; `raw` adds each latency, in ns.
+
+    The unmeasured load before it is `warm` of the same; a fifth with a `rate`.
 
     With `emulator` the store is fake-gcs-server in memory instead of a folder; it shares the cores.
     """
@@ -459,7 +462,8 @@ def flow(
     with _emulated() if emulator else nullcontext({}) as store, _party(data, **store) as party:
         producer = party.child("producer")
         consumers = [party.child("consumer") for _ in range(subscriptions)]
-        for topic, count in (("warm-up", messages if not rate else messages // 5), ("measured", messages)):
+        before_it = max(100, int(messages * (0.2 if rate else warm)))
+        for topic, count in (("warm-up", before_it), ("measured", messages)):
             party.client.create_topic(
                 topic, dispatch=strategy, durability=durability if strategy == "reliable" else None
             )
