@@ -62,7 +62,7 @@ bench: $(STAMP) ## measure this machine in two minutes: a table and a plot, and 
 bench-full: $(STAMP) ## the same with five rounds, and growth over topics, consumers, subscriptions and backlog (25 minutes)
 	@$(BIN)/python benchmarks/suite.py --full --out build/bench/full $(ARGS)
 
-bench-peers: $(STAMP) ## beside NATS, Redis, RabbitMQ, mosquitto and Iggy, installed where they can be (50 minutes)
+bench-peers: $(STAMP) ## beside NATS, Redis, RabbitMQ, mosquitto and Iggy, installed where they can be (30 minutes)
 	@mkdir -p build/bench
 	@$(BIN)/python benchmarks/peers.py --json build/bench/peers.json $(ARGS)
 	@$(BIN)/ister bench page build/bench/peers.json --title "Ister and its peers" --out build/bench/peers.html
