@@ -28,3 +28,8 @@ class SystemClock:
     def time_ms() -> int:
         """Return the wall clock as milliseconds since 1970-01-01T00:00:00Z."""
         return time.time_ns() // 1_000_000
+
+
+def processor_s() -> float:
+    """Return how many seconds of processor time this process has used."""
+    return time.process_time()

@@ -2,8 +2,9 @@
 
 Frames are moved without a thread hop. A thread with something to send sends it, under the client's one lock, and takes
 in what has arrived before it releases the lock. A thread that must wait polls the socket's file descriptor itself (it
-*leads* the connection). A background thread per connection leaves the socket to them, because waking it costs the busy
-thread the interpreter lock. It takes over when no thread leads: receipts, heartbeats, lingering batches, reconnecting.
+*leads* the connection). A background thread per connection leaves the socket to busy threads, because waking it costs
+them the interpreter lock (`attendance.py`). It takes over when no thread leads, or they have time to spare: receipts,
+heartbeats, lingering batches, reconnecting.
 
 May touch: zmq, threads, file descriptors. `clientsession.py` interprets the frames.
 
@@ -24,20 +25,18 @@ from typing import Any, Final, Protocol
 
 import zmq
 
+from ister.attendance import TICK_S, TOUCHES_MAX, Attendance
 from ister.backoff import doubled
 from ister.clientsession import Session, back_off_s
-from ister.clock import Clock
+from ister.clock import Clock, processor_s
 from ister.errors import ClosedError, ConnectionLostError, IsterError
 from ister.message import BrokerEvent
 from ister.polling import Wake, poll
 from ister.sockets import has_message, receive, send
 from ister.waking import News, Waiters
 
-# seconds for which the background thread leaves the socket alone while others move frames
-TICK_S: Final = 0.01
-TICK_LAST_S: Final = 0.2  # the same, when one thread leads all the time
-# frames sent by others within a tick, above which the background thread leaves the socket alone
-TOUCHES_MAX: Final = 2
+# seconds for which the background thread leaves the socket alone, at most, when one thread leads all the time
+TICK_LAST_S: Final = 0.2
 REHOME_FAILURES: Final = 3  # at an endpoint learned by "moved", before the first endpoints are asked again
 LINGER_MS: Final = 500  # for the last frames (BYE) when a client is closed
 FAREWELL_S: Final = 1.0
@@ -92,7 +91,8 @@ class Connection:
         self.session = Session(network.client_text, network.jitter)
         self.leader: Wake | None = None
         self.followers: Waiters[Wake] = Waiters()
-        self.touches = 0
+        self.touches = 0  # how often others moved frames since the background thread looked
+        self.led = False  # whether one of them waited for frames
         self.background = Wake()
         self.away = False  # the background thread leaves the socket to others for a moment
         self.background_until = 0.0  # when the background thread looks again by itself
@@ -344,6 +344,7 @@ class Connection:
         """Run in the background thread until the connection is closed; after an exception, make the connection anew."""
         network = self.network
         wake = self.background
+        attendance = Attendance()
         look_away = TICK_S
         fds: tuple[int, ...]
         while True:
@@ -357,7 +358,8 @@ class Connection:
                         "the connection to %s failed and is made anew", self.endpoint
                     )
                 now = network.clock.monotonic()
-                busy = self.touches > TOUCHES_MAX and not self.followers
+                leaves = attendance.leaves(self.touches, self.led, now, processor_s())
+                busy = leaves and not self.followers
                 self.away = not network.eager and (self.leader is not None or busy)
                 if self.away:
                     look_away = doubled(look_away, TICK_LAST_S, 1) if self.touches <= TOUCHES_MAX else TICK_S
@@ -365,7 +367,7 @@ class Connection:
                 else:
                     look_away = TICK_S
                     until, fds = self.due, self.fds
-                self.touches = 0
+                self.touches, self.led = 0, False
                 self.background_until = until
             network.settle()
             poll(wake, fds, until - now)

@@ -91,6 +91,7 @@ class Waits:
                         if lead:
                             connection.leader = wake
                             connection.touches += 1
+                            connection.led = True
                         elif not done:
                             connection.followers.add(key, wake)
                         fds = connection.fds if lead else ()
