@@ -11,7 +11,6 @@ Invariants
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from ister import bodies
@@ -121,10 +120,13 @@ class Gathering:
 
     # ---- gathering -----------------------------------------------------------------------------------------------
 
-    def begin(self, now: float, linger_s: float | None = None) -> None:
-        """Take in the first message, which is about to come; `linger_s` if the batch may wait longer than usual."""
+    def begin(self, now: float, linger_s: float | None = None, room: int | None = None) -> None:
+        """Take in the first message, which is about to come; `linger_s` if the batch may wait longer than usual.
+
+        `room` is how many bytes the batch may have, if not `batch_bytes`.
+        """
         self.linger_at = now + (self.linger_s if linger_s is None else linger_s)
-        self.room = self._begun_with = self.batch_bytes
+        self.room = self._begun_with = self.batch_bytes if room is None else room
 
     def add(self, payload: bytes, key: bytes, attributes: bytes, deliver_at: int = 0) -> int:
         """Put a message into the batch and return its index; empty columns (and the time 0) are absent."""
@@ -156,11 +158,11 @@ class Gathering:
         self.room -= length + MESSAGE_ENTRY_BYTES
         return self.shipment.index_of(place) if self.shipment.holes else place
 
-    def extend(self, payloads: Sequence[bytes], size: int) -> int:
+    def extend(self, payloads: list[bytes], lengths: list[int], size: int) -> int:
         """Put messages into a batch that has no columns and room for them, and return the first one's index."""
         place = len(self.payloads)
-        self._lengths.extend(map(len, payloads))
-        self.payloads.extend(map(bytes, payloads))
+        self._lengths += lengths
+        self.payloads += payloads
         self.room -= size
         return self.shipment.index_of(place)
 

@@ -7,25 +7,35 @@ Checks what programs give, and raises `UsageError`. When a batch is sent is deci
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from ister import arguments, bodies
 from ister.errors import UsageError
 from ister.wire import Column, Limits
 from ister.words import counted
 
+LENGTH_BYTES: Final = 4  # a message's place in the length table
+_ALL_BYTES: Final = frozenset({bytes})
+
 Attributes = Mapping[str, str] | None  # of one message
 
 
 class Packed:
-    """The frames of a batch that has no sequence yet; `size` is that of its body in bytes."""
+    """A batch that has no sequence yet; `size` is that of its body in bytes."""
 
-    __slots__ = ("body", "columns", "payloads", "size")
+    __slots__ = ("_more", "columns", "lengths", "payloads", "size")
 
-    def __init__(self, payloads: Sequence[bytes], columns: int, body: list[bytes]) -> None:
+    def __init__(self, payloads: list[bytes], lengths: list[int], columns: int, more: list[bytes]) -> None:
+        """`more` are the frames of its columns."""
         self.payloads = payloads
+        self.lengths = lengths
         self.columns = columns
-        self.body = body
-        self.size = sum(map(len, body))
+        self._more = more
+        self.size = sum(lengths) + LENGTH_BYTES * len(lengths) + sum(map(len, more))
+
+    def frames(self) -> list[bytes]:
+        """Return its body frames: made when it is sent alone, because other batches may join it."""
+        return [bodies.table_of(self.lengths), b"".join(self.payloads), *self._more]
 
 
 def pack(
@@ -36,28 +46,29 @@ def pack(
     times: Sequence[int] | None,
     limits: Limits | None,
 ) -> Packed:
-    """Return the frames of a batch for a topic: at least one message, columns of the same length, or absent.
+    """Return a batch for a topic: at least one message, columns of the same length, or absent.
 
-    `times` are in unix milliseconds, 0 for at once. `limits` are the broker's, where they are known. Raises
-    `UsageError`, also with the codes `message-too-large` and `batch-too-large`.
+    What the program gave may change from then on. `times` are in unix milliseconds, 0 for at once. `limits` are the
+    broker's, where they are known. Raises `UsageError`, also with the codes `message-too-large` and `batch-too-large`.
     """
     if not payloads:
         raise UsageError("a batch holds at least one message")
-    try:
-        joined = b"".join(payloads)
-        table = bodies.pack_lengths(payloads)
-    except TypeError:
-        for each in payloads:
-            arguments.data(each, "payload")  # raises for the one that is wrong, and says what it is
-        raise
-    if bodies.sum_of_lengths(table) != len(joined):
-        raise UsageError("payloads are bytes; a memoryview of larger items is not")
-    columns, body = _columns_of(len(payloads), keys, attributes, times)
-    packed = Packed(payloads, columns, [table, joined, *body])
+    same = list(payloads) if _ALL_BYTES.issuperset(map(type, payloads)) else list(map(_copied, payloads))
+    lengths = list(map(len, same))
+    columns, more = _columns_of(len(same), keys, attributes, times)
+    packed = Packed(same, lengths, columns, more)
     if limits is not None:
-        largest = max(bodies.lengths_of(table)) if len(joined) > limits.message_bytes_max else 0
-        check_size(topic, len(payloads), largest, len(joined), packed.size, attributes, limits)
+        payloads_bytes = packed.size - LENGTH_BYTES * len(lengths) - sum(map(len, more))
+        largest = max(lengths) if payloads_bytes > limits.message_bytes_max else 0
+        check_size(topic, len(same), largest, payloads_bytes, packed.size, attributes, limits)
     return packed
+
+
+def _copied(payload: bytes) -> bytes:
+    copied = bytes(arguments.data(payload, "payload"))
+    if len(copied) != len(payload):
+        raise UsageError("payloads are bytes; a memoryview of larger items is not")
+    return copied
 
 
 def check_size(

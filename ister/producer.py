@@ -268,7 +268,8 @@ class Producer(Closing):
 
         `deliver_at` applies to all of them, or is a list with one entry each; `delay` (seconds from now) applies to
         all. A short list joins the batch being gathered, or begins one while many producers of the connection wait for
-        receipts; a longer one is a batch of its own. Raises as `send` does; then none of the messages was sent.
+        receipts; a longer one is a batch of its own, or is sent together with others while receipts lag behind. Raises
+        as `send` does; then none of the messages was sent.
         """
         batch = self.pack(payloads, keys, attributes, deliver_at, delay)
         deadline: float | None = None
@@ -320,24 +321,34 @@ class Producer(Closing):
             self._check_open()
             try:
                 gathered.close_lane()
-                if not batch.columns and 2 * batch.size < gathered.room and gathered.plain:
-                    index = gathered.extend(batch.payloads, batch.size)
-                    return BatchReceipt(gathered.shipment, index, len(batch.payloads))
-                if gathered.payloads:
+                plain = not batch.columns and gathered.plain
+                if plain and gathered.payloads and publication.joins(batch.size):
+                    receipt = self._gather(batch)
+                elif gathered.payloads:
                     self._seal()
-                elif not batch.columns and publication.gathers_first(batch.size):
-                    gathered.begin(network.clock.monotonic(), publication.linger_s())
-                    index = gathered.extend(batch.payloads, batch.size)
+                if receipt is not None or gathered.payloads:
+                    pass  # it joined, or the window has no room for what is gathered
+                elif plain and (room := publication.room_for(batch.size)):
+                    gathered.begin(network.clock.monotonic(), publication.linger_s(), room)
+                    receipt = self._gather(batch)
                     network.connection_of(publication).nudge(gathered.linger_at)
-                    return BatchReceipt(gathered.shipment, index, len(batch.payloads))
-                if not gathered.payloads and publication.has_room(batch.size):
+                elif publication.has_room(batch.size):
                     receipt = BatchReceipt(gathered.shipment, 0, len(batch.payloads))
-                    publication.seal_frames(len(batch.payloads), batch.columns, batch.body)
+                    publication.seal_frames(len(batch.payloads), batch.columns, batch.frames())
                     network.connection_of(publication).touch()
             except BaseException as error:
                 network.connection_of(publication).interrupted(error)
                 raise
         network.settle()
+        return receipt
+
+    def _gather(self, batch: Packed) -> BatchReceipt:
+        """Put a batch into the one that is gathered, and send that if no other of the size fits (lock held)."""
+        gathered = self._gathered
+        index = gathered.extend(batch.payloads, batch.lengths, batch.size)
+        receipt = BatchReceipt(gathered.shipment, index, len(batch.payloads))
+        if gathered.room < batch.size:
+            self._seal()
         return receipt
 
     # ---- checks and waits ----------------------------------------------------------------------------------------

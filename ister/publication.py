@@ -112,6 +112,7 @@ class Publication:
         self._numbers_refused: deque[tuple[int, int, IsterError]] = deque(maxlen=REFUSED_MAX)
         self._gap = False  # a refused batch was dropped, and the broker still expects its sequence
         self._least = self._most = 0  # the same, within the broker's limits
+        self._limit = 0  # no batch of several messages may be larger
         self._sizes = (
             (BATCH_BYTES, BATCH_BYTES_LAGGING) if batch_bytes is None else (batch_bytes, batch_bytes)
         )
@@ -257,7 +258,7 @@ class Publication:
             return
         limits = self.session.limits
         self._window.grant(header.get(Key.BYTES, limits.producer_window_bytes), limits)
-        most = min(limits.batch_bytes_max, limits.message_bytes_max)
+        self._limit = most = min(limits.batch_bytes_max, limits.message_bytes_max)
         self._least, self._most = min(self._sizes[0], most), min(self._sizes[1], most)
         self.gathered.batch_bytes = self._least
         self.strategy = header.get(Key.STRATEGY, "")
@@ -420,15 +421,26 @@ class Publication:
         linger_s, session = self.gathered.linger_s, self.session
         return linger_s if session is None else stretched(linger_s, len(session.awaiting))
 
-    def gathers_first(self, size: int) -> bool:
-        """Whether a batch that a program gave is to wait for others: it is small, and many producers are waiting."""
+    def joins(self, size: int) -> bool:
+        """Whether a batch of this size that a program gave joins what is gathered: it is short, or receipts lag."""
+        room = self.gathered.room
+        return 2 * size < room or (size <= room and self.bytes // IN_FLIGHT >= size)
+
+    def room_for(self, size: int) -> int:
+        """Return how many bytes are to be gathered with a batch of this size that a program gave; 0: it goes alone.
+
+        Others may follow while receipts lag behind, as messages do (`begin`), or while many producers wait and it is
+        small.
+        """
         gathered, session = self.gathered, self.session
-        return (
-            bool(self.batches and gathered.linger_s)
-            and session is not None
-            and len(session.awaiting) > AWAITING_USUAL
-            and 2 * size < gathered.batch_bytes
-        )
+        if not (self.batches and gathered.linger_s) or session is None:
+            return 0
+        lagging = min(self.bytes // IN_FLIGHT, self._most)
+        times = min((lagging + size // 2) // size, self._limit // size)  # as many of its size, about
+        if times > 1:
+            return size * times
+        many = len(session.awaiting) > AWAITING_USUAL
+        return gathered.batch_bytes if many and 2 * size < gathered.batch_bytes else 0
 
     def tick(self, now: float) -> None:
         """Send what has lingered, and open again after a back-off."""

@@ -67,6 +67,51 @@ def test_a_batch_has_one_receipt(client: ister.Client) -> None:
         assert [receipt.result(5).offset for receipt in joined] == [52, 53, 54, 55, 56]
 
 
+def test_batches_go_together_while_receipts_lag(broker: testing.Broker, client: ister.Client) -> None:
+    """A quarter of what is on its way is sent at once, in the order of the calls, and each call has its own receipt."""
+    with client.producer("orders", batch_bytes=5000, linger_ms=60_000) as producer:
+        broker.silent = True
+        receipts = [producer.send_batch([b"%03d" % number * 30] * 10) for number in range(30)]
+        sent = [batch.count for batch in producer.publication.batches]
+        assert sent[:5] == [10] * 5, "nothing is on its way yet"
+        assert 40 <= max(sent) <= 50, "as many as come nearest to the size of a batch"
+        producer.send_batch([b"k"] * 10, keys=[b"k"] * 10)
+        assert sum(batch.count for batch in producer.publication.batches) == 310, "one with keys goes alone"
+        broker.silent = False
+        broker.disconnect()
+        producer.flush(10)
+        assert [receipt.result(5) for receipt in receipts] == [
+            ister.Published("orders", 10 * number, 10) for number in range(30)
+        ]
+    with client.reader("orders", start="earliest") as reader:
+        messages = [reader.receive(5) for _ in range(300)]
+    assert [message and message.payload[:3] for message in messages] == [
+        b"%03d" % (n // 10) for n in range(300)
+    ]
+
+
+def test_a_batch_is_what_its_list_was_when_it_was_given(broker: testing.Broker, client: ister.Client) -> None:
+    """Also if it is sent later, together with others: a program may use its list, and its buffers, again."""
+    with client.producer("orders", batch_bytes=5000, linger_ms=60_000) as producer:
+        broker.silent = True
+        payloads: list[bytes] = [b"x" * 90] * 9
+        buffer = bytearray(b"x" * 90)
+        for number in range(20):
+            buffer[:2] = b"%02d" % number
+            payloads[0] = b"%02d" % number
+            producer.send_batch([*payloads, buffer])  # type: ignore[list-item]
+            payloads[0] = b"changed"
+        buffer[:] = bytes(90)
+        broker.silent = False
+        broker.disconnect()
+        producer.flush(10)
+    with client.reader("orders", start="earliest") as reader:
+        messages = [reader.receive(5) for _ in range(200)]
+    found = [message.payload for message in messages if message is not None]
+    assert found[::10] == [b"%02d" % number for number in range(20)]
+    assert [payload[:2] for payload in found[9::10]] == [b"%02d" % number for number in range(20)]
+
+
 def test_a_batch_may_have_columns(client: ister.Client) -> None:
     """Keys and attributes, one per message."""
     with client.producer("orders") as producer:

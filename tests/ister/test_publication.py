@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -122,6 +123,25 @@ def test_batches_are_larger_while_receipts_lag(
     receipts(talk, 0, 0, 1, 1, 2, 2, 3, 3)
     publication.begin(0.0)
     assert [*found, publication.gathered.room] == rooms
+
+
+def test_batches_that_go_together_stay_within_the_limits_of_the_broker(talk: Talk) -> None:
+    """However much is on its way, and whatever their size."""
+    talk.welcome()
+    talk.session.limits = replace(talk.session.limits, batch_bytes_max=300_000, message_bytes_max=1 << 20)
+    publication = talk.producer(batch_bytes=None)
+    talk.opened()
+    assert publication.room_for(1000) == 0, "nothing is on its way"
+    publication.gathered.begin(0.0, room=1 << 20)
+    publication.gathered.add(bytes(1 << 20), b"", b"")
+    publication.seal()
+    assert publication.room_for(65_792) == 4 * 65_792, "nearer to 256 KiB than three are"
+    assert publication.room_for(1000) == 262_000
+    assert publication.room_for(170_000) == 0, "two are over the limit"
+    assert publication.room_for(200_000) == 0
+    assert publication.room_for(400_000) == 0
+    publication.gathered.linger_s = 0.0
+    assert publication.room_for(65_792) == 0, "nothing lingers"
 
 
 def test_a_receipt_resolves_its_batch(talk: Talk) -> None:
@@ -647,12 +667,12 @@ def test_a_batch_of_the_program_waits_for_others_only_among_many(talk: Talk) -> 
     publication = opened(talk)
     talk.session.awaiting.update(range(100, 200))
     small = publication.gathered.batch_bytes // 2 - 1
-    assert not publication.gathers_first(small)
+    assert not publication.room_for(small)
     ship(publication, b"a")
-    assert publication.gathers_first(small)
-    assert not publication.gathers_first(small + 1)
+    assert publication.room_for(small)
+    assert not publication.room_for(small + 1)
     talk.session.awaiting.clear()
-    assert not publication.gathers_first(small)
+    assert not publication.room_for(small)
 
 
 @pytest.mark.parametrize("linger_ms", [0, 5])
