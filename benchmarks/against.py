@@ -9,6 +9,9 @@ file drives both, each with the Python of its own checkout's `.venv`. A table ha
 and the lowest and highest ratio of a round; below it stands the CPU time of a message by process. A base that is a
 revision is checked out into a folder of the user's cache, with an environment made from its own requirements.lock.
 
+With `--minutes` each row has its share of them, and at least one round; what was left out is said. At the end stand the
+figures whose median is worse than `FLOOR` of the base's.
+
 A row in which some round's ratios lie on both sides of 1 has decided nothing. On a machine with other load the CPU
 times are worth more than the rates.
 """
@@ -27,12 +30,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from arguments import above_zero, made_folder, output, whole
+from budget import Budget
 from workloads import ROWS, Row, python_built
 
 HERE: Final = Path(__file__).parents[1]
 CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ister-bench"
 ROW_WITHIN_S: Final = 900.0
 WARM_BYTES_MAX: Final = 8 << 30
+FLOOR: Final = 0.97  # of the base: what is below is named at the end
 
 
 def warm_memory() -> int:
@@ -197,6 +202,9 @@ def main() -> int:
         "--rows", help="names, with commas between; all if missing; keys-* for all that begin so"
     )
     parse.add_argument("--rounds", type=whole, default=5)
+    parse.add_argument(
+        "--minutes", type=above_zero, help="of the whole run, at most about; default: no limit"
+    )
     parse.add_argument("--scale", type=above_zero, default=1.0, help="of the numbers of messages and topics")
     parse.add_argument(
         "--data", type=made_folder, default=".", help="where folders of brokers are made: a real disk"
@@ -228,9 +236,14 @@ def main() -> int:
         print(f"{name:<8}{about[name]}")
     print(f"\n  {'':<22}{'base':>12}{'new':>12}{'ratio':>8}  lowest to highest of {given.rounds} rounds")
     results, failed = [], False
+    budget = Budget(given.minutes, len(chosen), time.monotonic)
     for row in chosen:
         rounds: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        took = 0.0
+        budget.begin_row()
         for number in range(given.rounds):
+            if number and budget.enough(took):
+                break
             began = time.monotonic()
             order = (base, new) if number % 2 == 0 else (new, base)
             try:
@@ -239,8 +252,9 @@ def main() -> int:
                 print(f"{row.name}, round {number + 1}: {error}", file=sys.stderr)
                 failed = True
                 continue
+            finally:
+                took = time.monotonic() - began
             rounds.append((pair[base], pair[new]))
-            took = time.monotonic() - began
             if sys.stderr.isatty():
                 print(f"  {row.name} {number + 1}/{given.rounds} ({took:.0f} s)", file=sys.stderr, end="\r")
         if rounds:
@@ -251,7 +265,23 @@ def main() -> int:
             Path(given.json).write_text(
                 json.dumps({"about": about, "rows": results}, indent=1), encoding="utf-8"
             )
+    print("\n".join(worse(results, given.rounds)))
     return 1 if failed else 0
+
+
+def worse(results: Sequence[dict[str, Any]], rounds: int) -> list[str]:
+    """Return the figures that are below the floor, and the rows that had fewer rounds than were wanted."""
+    lines = []
+    for found in results:
+        for name, each in found["figures"].items():
+            ratio = each["ratio"]
+            if ratio and (ratio if each["better"] == "higher" else 1 / ratio) < FLOOR:
+                lines.append(f"worse than {FLOOR:g} of the base: {found['row']}, {name}: {ratio:.2f}")
+                lines[-1] += f" ({each['low']:.2f} to {each['high']:.2f})"
+    fewer = [f"{each['row']} {len(each['rounds'])}" for each in results if len(each["rounds"]) < rounds]
+    if fewer:
+        lines.append(f"fewer than {rounds} rounds, for want of time or by a failure: {', '.join(fewer)}")
+    return lines or [f"nothing is worse than {FLOOR:g} of the base"]
 
 
 def _chosen(names: str | None) -> list[Row]:

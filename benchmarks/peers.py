@@ -35,6 +35,7 @@ from typing import Any, Final
 
 from against import warm_memory
 from arguments import above_zero, made_folder, output, whole
+from budget import Budget
 from goals import lines_of as goals_of
 from peer_installing import MissingError
 from peer_servers import PEERS, PYTHON, Peer
@@ -240,6 +241,7 @@ def main() -> int:
         signal.SIGTERM, lambda number, _frame: sys.exit(128 + number)
     )  # servers are stopped in order
     began = time.monotonic()
+    budget = Budget(given.minutes, len(given.rows), time.monotonic)
     warm_memory()
     results: list[dict[str, Any]] = []
     fewer: list[str] = []
@@ -248,16 +250,11 @@ def main() -> int:
         running, skipped = started(wanted, stack, given.data, given.seconds)
         told = about(file_system_of(given.data), skipped=skipped)
         print(in_words(told), flush=True)
-        for number, name in enumerate(given.rows):
+        for name in given.rows:
             row = ROWS[name]
             systems = systems_of(row, running, given.systems, given.seconds)
-            now = time.monotonic()
-            until = now + max(0.0, began + given.minutes * 60 - now) / (len(given.rows) - number)
-
-            def enough(took: float, until: float = until) -> bool:
-                return time.monotonic() + took > until
-
-            found = measured(row, systems, given.rounds, given.data, enough)
+            budget.begin_row()
+            found = measured(row, systems, given.rounds, given.data, budget.enough)
             print("\n".join(lines_of(row, found, systems)), flush=True)
             results += [entry(row, each, found[each.name]) for each in systems if each.name in found]
             done = max((len(each) for each in found.values()), default=0)

@@ -65,6 +65,27 @@ def test_the_broker_of_a_row_is_that_of_its_build(against: Any, tmp_path: Path) 
     assert began.exists()
 
 
+def test_what_is_worse_than_the_floor_is_named_whichever_way_is_better(against: Any) -> None:
+    """A table of thirty rows hides the one that got slower."""
+
+    def row(name: str, figure: str, ratio: float | None, better: str, rounds: int = 2) -> dict[str, Any]:
+        each = {"ratio": ratio, "low": ratio, "high": ratio, "better": better}
+        return {"row": name, "figures": {figure: each}, "rounds": [None] * rounds}
+
+    fine = [row("a", "messages_per_second", 0.98, "higher"), row("b", "worker_us", 0.5, "lower")]
+    assert against.worse([*fine, row("c", "disk_mb", None, "lower")], 2) == [
+        "nothing is worse than 0.97 of the base"
+    ]
+    found = against.worse(
+        [*fine, row("c", "messages_per_second", 0.9, "higher"), row("d", "p50", 1.1, "lower", 1)], 2
+    )
+    assert found == [
+        "worse than 0.97 of the base: c, messages_per_second: 0.90 (0.90 to 0.90)",
+        "worse than 0.97 of the base: d, p50: 1.10 (1.10 to 1.10)",
+        "fewer than 2 rounds, for want of time or by a failure: d 1",
+    ]
+
+
 @pytest.mark.process
 def test_a_row_that_does_not_exist_is_an_error_that_names_it() -> None:
     """A misspelt row must not measure all of them."""
