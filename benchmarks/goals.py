@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ister.bench.results import SYSTEM, parse
+from ister.words import counted
 
 Results = Mapping[tuple[str, str], Mapping[str, Any]]
 
@@ -128,11 +129,13 @@ HEAD: Final = ["Ister", "beside", "Ister's", "the other's", "ratio", "rounds", "
 
 
 def lines_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the table."""
+    """Return the table, without the goals of rows that did not run."""
     found = by_name(results)
-    rows = [HEAD, *(cells(goal, found) for goal in GOALS)]
+    ran = [goal for goal in GOALS if (SYSTEM, goal.ours) in found]
+    rows = [HEAD, *(cells(goal, found) for goal in ran)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     numbers = (2, 3, 4)
+    left = sum(goal.bound is not None for goal in GOALS if goal not in ran)
     return [
         "  "
         + "  ".join(
@@ -140,7 +143,7 @@ def lines_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
-    ]
+    ] + ([f"  not measured: {counted(left, 'goal')} of rows that did not run"] if left else [])
 
 
 def main() -> int:

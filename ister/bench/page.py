@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ister.bench import svg
 from ister.bench.about import in_words
-from ister.bench.results import SYSTEM, middle
+from ister.bench.results import SYSTEM, in_figures, middle
 
 GROUPS: Final = {  # plots of a cost or a rate over something that grows
     "topics": ("Topics", "topics that are active"),
@@ -37,7 +37,7 @@ PERCENTS: Final = (0, 50, 90, 99, 99.9, 99.99)
 STYLE: Final = """
 :root { color-scheme: light dark; --rule: #d4d4d8; --muted: #71717a; }
 @media (prefers-color-scheme: dark) { :root { --rule: #3f3f46; --muted: #a1a1aa; } }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 860px; margin: 2em auto; padding: 0 1em; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; }
 svg { width: 100%; height: auto; font: 12px system-ui, sans-serif; } svg text { fill: currentColor; }
 .rule { stroke: var(--rule); } p.about { color: var(--muted); }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 13px; }
@@ -88,11 +88,13 @@ def _colour(results: Sequence[Mapping[str, Any]], result: Mapping[str, Any]) -> 
 
 def _throughput(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     rows = []
+    alone = {each["system"] for each in results} == {SYSTEM}
     for each in results:
         figure = each["figures"].get("messages_per_second")
         if each["group"] == "throughput" and figure is not None:
             low, high = min(figure["rounds"]), max(figure["rounds"])
-            label = f"{_label(each)} ({each['durability']})"
+            who = f"{SYSTEM}: " if each["system"] == SYSTEM and not alone else ""
+            label = f"{who}{_label(each)} ({each['durability']})"
             rows.append(svg.Span(label, low, middle(figure), high, _colour(results, each)))
     if rows:
         yield "<h2>Throughput</h2><p>The dot is the median, the line reaches from the lowest to the highest round.</p>"
@@ -112,7 +114,7 @@ def _latency(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         ]
         if drawn:
             yield f"<h2>Latency: {escape(words[0].lower() + words[1:])}</h2>"
-            yield svg.lines(drawn, "percentile", "us", x_ticks=ticks, x_words=_percent)
+            yield svg.lines(drawn, "percentile of the messages", "us", x_ticks=ticks, x_words=_percent)
 
 
 def _rest(percent: float) -> float:
@@ -149,7 +151,8 @@ def _table(results: Sequence[Mapping[str, Any]]) -> str:
             rows.append(
                 "<tr>"
                 + "".join(f"<td>{escape(str(cell))}</td>" for cell in cells)
-                + f'<td class="n">{middle(figure):,.6g}</td><td class="n">{low:,.6g} to {high:,.6g}</td></tr>'
+                + f'<td class="n">{in_figures(middle(figure))}</td>'
+                + f'<td class="n">{in_figures(low)} to {in_figures(high)}</td></tr>'
             )
     head = "<th>system</th><th>workload</th><th>durability</th><th>figure</th>"
     return (

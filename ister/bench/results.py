@@ -91,6 +91,13 @@ def curve_of(nanoseconds: Sequence[int]) -> list[tuple[float, float]]:
     ]
 
 
+def in_figures(value: float) -> str:
+    """Return a number as people write it: whole above a thousand, four digits below, never with an exponent."""
+    if abs(value) >= 1000 or value == 0:
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if abs(value) >= 0.001 else f"{value:.6f}"
+
+
 def middle(figure: Mapping[str, Any]) -> float:
     """Return the median of a figure's rounds."""
     return float(statistics.median(figure["rounds"]))

@@ -196,6 +196,7 @@ def compare(ctx: click.Context, before: str, after: str, everything: bool) -> No
     decide nothing. Exit codes: 0 nothing got slower; 1 something did.
     """
     from ister.bench.compare import SECONDS_LEAST, changes, machines_differ, only_in, too_short
+    from ister.bench.results import in_figures
 
     first, second = _read(before), _read(after)
     for difference in machines_differ(first, second):
@@ -214,10 +215,10 @@ def compare(ctx: click.Context, before: str, after: str, everything: bool) -> No
             each.system,
             each.name,
             each.figure,
-            f"{each.before:,.6g}",
-            f"{each.after:,.6g}",
+            in_figures(each.before),
+            in_figures(each.after),
             "-" if each.ratio is None else f"{each.ratio:.2f}",
-            "unknown" if each.noise is None else f"{each.noise:,.3g}",
+            "unknown" if each.noise is None else in_figures(each.noise),
         )
         for verdict in ("slower", "faster", "same")
         for each in found

@@ -67,6 +67,14 @@ def test_what_was_not_measured_is_said_not_to_be(goals: Any) -> None:
     assert row(goals, "receipt latency p50, fsync", results)[-1] == "without JetStream fsync"
 
 
+def test_goals_of_rows_that_did_not_run_are_counted_not_listed(goals: Any) -> None:
+    """One row is measured without a page of lines that say nothing."""
+    lines = goals.lines_of([entry("Ister", "lone fsync", messages_per_second=(100.0,))])
+    assert len(lines) == 4  # a head, the goal beside Redis, the bare exchange, the rest in a line
+    assert "not measured" in lines[1]
+    assert lines[-1] == "  not measured: 10 goals of rows that did not run"
+
+
 def test_every_goal_names_systems_and_figures_that_are_measured(goals: Any) -> None:
     """A renamed peer or row must not leave its goal unmeasured for ever."""
     servers, systems = (importlib.import_module(name) for name in ("peer_servers", "peer_systems"))

@@ -15,7 +15,7 @@ from ister.bench import plot, svg
 from ister.bench.about import about
 from ister.bench.compare import changes, judge, machines_differ, only_in, too_short
 from ister.bench.page import page
-from ister.bench.results import curve_of, document, figure, parse, result
+from ister.bench.results import curve_of, document, figure, in_figures, parse, result
 from ister.cli.bench import bench
 from ister.errors import UsageError
 
@@ -281,6 +281,32 @@ def test_the_page_has_the_plots_the_figures_and_the_machine() -> None:
     assert "&lt;script&gt;" in text
     assert "NaN" not in text
     assert "inf" not in text.replace("information", "")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (1_267_308, "1,267,308"),
+        (1234.5, "1,234"),
+        (999.94, "999.9"),
+        (0.4872, "0.4872"),
+        (0, "0"),
+        (0.00004, "0.000040"),
+    ],
+)
+def test_numbers_are_written_as_people_write_them(value: float, words: str) -> None:
+    """A million messages are not 1e+06."""
+    assert in_figures(value) == words
+
+
+def test_with_peers_on_the_page_ister_is_named_too(tmp_path: Path) -> None:
+    """A line without a name would be anybody's."""
+    ours, theirs = entry(), entry(system="Redis")
+    assert "Ister: 1 KiB" not in page(document({}, [ours]))
+    drawn = page(document({}, [ours, theirs]))
+    assert "Ister: 1 KiB" in drawn
+    assert "Redis: 1 KiB" in drawn
+    assert "e+" not in page(document({}, [entry(rates=(1_500_000.0, 2_000_000.0))]))
 
 
 def test_a_page_of_no_results_is_a_page() -> None:
