@@ -1,8 +1,7 @@
 """A folder as object store.
 
-- An object is a file; its path below the store is its name. What is known of `a/b/c` lies in `a/b/.meta/c`, which no
-  object can be called; FORMAT.md has its bytes.
-- The file beside an object is durable before the object is created, and means nothing without it.
+- An object is a file. Where it lies, and what is known of it, is in `store_folders.py`; FORMAT.md has the bytes.
+- What is known of an object is durable before the object is created, and means nothing without it.
 - Creations and deletions of one name are ordered by a lock, also between processes.
 
 May touch: the Disk it is handed, below one folder.
@@ -32,33 +31,40 @@ from ister.storage.objectstore import (
     unchecked,
 )
 from ister.storage.reserve import PIECE_BYTES, Reserve
+from ister.storage.store_folders import (
+    META,
+    Place,
+    checksum_of,
+    describe,
+    is_topic_folder,
+    kind_folder,
+    line_in,
+    line_of,
+    object_of,
+    places,
+    with_line,
+    without,
+)
 
 _NO_LINKS: Final = frozenset((errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK))
 # A folder that does not exist or belongs to another user; other errors may pass.
 _NOT_OURS: Final = frozenset(
     (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 )
-_META: Final = ".meta"
 _TEMPORARY: Final = ".tmp"
-
-
-def _check(about: Mapping[str, Any]) -> int:
-    """Return the checksum of an object's description."""
-    return crc32c(json.dumps(about, sort_keys=True).encode())
 
 
 def _parse_meta(name: str, contents: bytes) -> ObjectInfo:
     """Return the description of an object. Raises ValueError, KeyError, TypeError."""
     known = json.loads(contents)
     about = {key: known[key] for key in ("size", "crc32c", "metadata")}
-    if "created_ms" in known:
-        about["created_ms"] = known["created_ms"]
+    about |= {key: known[key] for key in ("created_ms", "file") if key in known}
     size, checksum, metadata = about["size"], about["crc32c"], about["metadata"]
     if not (isinstance(size, int) and isinstance(checksum, int) and isinstance(metadata, dict)):
         raise ValueError("it is not what was written")
     if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are not text")
-    if "check" in known and known["check"] != _check(about):  # older versions wrote none
+    if "check" in known and known["check"] != checksum_of(about):  # older versions wrote none
         raise ValueError("it is not what was written")
     created_ms = about.get("created_ms")
     if created_ms is not None and type(created_ms) is not int:
@@ -100,9 +106,40 @@ class FolderStore:
     def _error(self, done: str, error: OSError) -> StoreError:
         return StoreError(f"the store in {self.path} cannot be {done}: {error}")
 
-    def _places(self, name: str) -> tuple[str, str]:
-        folder, _, last = f"{self.path}/{check_name(name)}".rpartition("/")
-        return f"{folder}/{last}", f"{folder}/{_META}/{last}"
+    def _at(self, path: str) -> str:
+        return f"{self.path}/{path}"
+
+    def _place(self, name: str) -> Place:
+        """Return where an object is, or would be created."""
+        new, *before = places(check_name(name))
+        if (
+            before
+            and not self._disk.isfile(self._at(new.path))
+            and self._disk.isfile(self._at(before[0].path))
+        ):
+            return before[0]
+        return new
+
+    def _exists(self, name: str) -> bool:
+        return any(self._disk.exists(self._at(place.path)) for place in places(name))
+
+    def _known(self, place: Place) -> bytes:
+        """Return what is known of an object. Raises FileNotFoundError, OSError."""
+        try:
+            return self._disk.read(self._at(place.own))
+        except FileNotFoundError:
+            if not place.shared:
+                raise
+            line = line_in(self._disk.read(self._at(place.shared)), place.file)
+            if line is None:
+                raise
+            return line
+
+    def _shared(self, place: Place) -> bytes:
+        try:
+            return self._disk.read(self._at(place.shared))
+        except FileNotFoundError:
+            return b""
 
     def put_if_absent(
         self, name: str, data: Buffer, *, metadata: Mapping[str, str] | None = None, crc32c: int | None = None
@@ -149,7 +186,8 @@ class FolderStore:
         metadata: Mapping[str, str] | None,
         expected: int | None,
     ) -> bool:
-        target, meta = self._places(name)
+        place = places(check_name(name))[0]
+        target = self._at(place.path)
         checksum = crc32c(data)
         if expected is not None and expected != checksum:
             raise mismatch(name, checksum, expected)
@@ -159,16 +197,21 @@ class FolderStore:
             "metadata": dict(metadata or {}),
             "created_ms": self._clock.time_ms(),
         }
-        known = json.dumps({**about, "check": _check(about)})
         disk = self._disk
         temporary: list[str] = []
         try:
-            if disk.exists(target):
-                return self._taken(target, meta)
-            temporary.append(self._write(known.encode()))
-            with disk.exclusive(f"{self.path}/{_TEMPORARY}/lock"):
-                if disk.exists(target):
-                    return self._taken(target, meta)
+            if self._exists(name):
+                return self._taken(name)
+            known = self._telling(place, about)
+            temporary.append(self._write(known[1]))
+            with disk.exclusive(self._at(f"{_TEMPORARY}/lock")):
+                if self._exists(name):
+                    return self._taken(name)
+                if place.shared and (now := self._telling(place, about, locked=True)) != known:
+                    known = now  # another object came meanwhile, or others that are gone make room
+                    disk.unlink(temporary.pop())
+                    temporary.append(self._write(known[1]))
+                meta = self._at(known[0])
                 # Inside the lock, because a deletion removes empty folders.
                 disk.makedirs(os.path.dirname(meta))
                 # The description first: without its object it means nothing, and a later creator replaces it.
@@ -182,7 +225,7 @@ class FolderStore:
                     else:
                         disk.link(path, target)
                 except FileExistsError:
-                    return self._taken(target, meta)
+                    return self._taken(name)
                 except OSError as error:
                     if error.errno not in _NO_LINKS:
                         raise
@@ -200,11 +243,28 @@ class FolderStore:
                     disk.unlink(left)
         return True
 
-    def _taken(self, target: str, meta: str) -> bool:
+    def _telling(self, place: Place, about: Mapping[str, Any], *, locked: bool = False) -> tuple[str, bytes]:
+        """Return which file is to say what is known of an object, and what it is to contain.
+
+        Only inside the lock is it certain that an object that is not there is not being created.
+        """
+        if place.shared and not self._disk.exists(self._at(place.own)):
+
+            def is_there(file: str) -> bool:
+                return not locked or self._disk.isfile(self._at(f"{place.folder}/{file}"))
+
+            line = line_of(place.file, about)
+            contents = with_line(self._shared(place), place.file, line, is_there)
+            if contents is not None:
+                return place.shared, contents
+        return place.own, describe(about)
+
+    def _taken(self, name: str) -> bool:
         """Return False, after syncing the names: the creator of the object may not have done that yet."""
-        for path in (meta, target):
-            with contextlib.suppress(FileNotFoundError):  # it was just deleted
-                self._disk.sync_folder(os.path.dirname(path))
+        for place in places(name):
+            for path in (place.own, place.path):
+                with contextlib.suppress(FileNotFoundError):  # it is not there, or was just deleted
+                    self._disk.sync_folder(os.path.dirname(self._at(path)))
         return False
 
     def _write(self, data: Buffer) -> str:
@@ -228,9 +288,8 @@ class FolderStore:
 
     def get(self, name: str) -> bytes:
         """Return an object's bytes, checked. Raises StoreError, `object-missing` if there is none."""
-        target, _ = self._places(name)
         try:
-            data = self._disk.read(target)
+            data = self._disk.read(self._at(self._place(name).path))
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise missing(name) from None
         except OSError as error:
@@ -246,9 +305,8 @@ class FolderStore:
 
     def get_range(self, name: str, start: int, length: int) -> bytes:
         """Return up to `length` bytes from `start`, unchecked. Raises StoreError."""
-        target, _ = self._places(name)
         try:
-            return self._disk.read(target, start, length)
+            return self._disk.read(self._at(self._place(name).path), start, length)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise missing(name) from None
         except OSError as error:
@@ -256,11 +314,12 @@ class FolderStore:
 
     def head(self, name: str) -> ObjectInfo | None:
         """Return the description of an object, None if there is none. Raises StoreError."""
-        target, meta = self._places(name)
+        place = self._place(name)
+        target = self._at(place.path)
         try:
             if not self._disk.isfile(target):
                 return None
-            return _parse_meta(name, self._disk.read(meta))
+            return _parse_meta(name, self._known(place))
         except (OSError, ValueError, KeyError, TypeError) as error:
             try:
                 size = self._disk.size(target)
@@ -301,16 +360,36 @@ class FolderStore:
             pending += sorted(self._children(name), reverse=True)
 
     def _children(self, folder: str) -> Iterator[str]:
-        path = f"{self.path}/{folder}"
+        """Yield the names in a folder, those of folders with a "/" at their end."""
+        if (kind := kind_folder(folder)) is not None:
+            yield from (name for name in self._joined(kind[0]) if name.startswith(folder))
+        path = self._at(folder)
+        for file in self._files(path):
+            if is_topic_folder(folder) and (name := object_of(folder, file)) is not None:
+                yield name
+            elif self._disk.isfile(f"{path}{file}"):
+                yield f"{folder}{file}"
+            elif (
+                kind_folder(f"{folder}{file}/") is not None
+            ):  # from an earlier version: in order with the others
+                yield from (f"{folder}{file}/{each}" for each in self._files(f"{path}{file}"))
+            else:
+                yield f"{folder}{file}/"
+
+    def _joined(self, folder: str) -> Iterator[str]:
+        """Yield the names of the objects that lie in a topic's folder."""
+        for file in self._files(self._at(folder)):
+            if (name := object_of(folder, file)) is not None:
+                yield name
+
+    def _files(self, path: str) -> Iterator[str]:
         try:
             names = self._disk.listdir(path)
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
             raise self._error("listed", error) from error
-        for name in names:
-            if not name.startswith("."):
-                yield f"{folder}{name}" if self._disk.isfile(f"{path}{name}") else f"{folder}{name}/"
+        yield from (name for name in names if not name.startswith("."))
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Yield all objects whose names begin with `prefix`, in order of names. Raises StoreError."""
@@ -321,29 +400,48 @@ class FolderStore:
 
     def delete(self, name: str) -> bool:
         """Delete an object; return False if there is none. Raises StoreError."""
-        target, meta = self._places(name)
+        place = self._place(name)
+        target = self._at(place.path)
         try:
-            with self._disk.exclusive(f"{self.path}/{_TEMPORARY}/lock"):
+            with self._disk.exclusive(self._at(f"{_TEMPORARY}/lock")):
                 if not self._disk.isfile(target):
                     return False
                 self._disk.unlink(target)
-                with contextlib.suppress(FileNotFoundError):  # it was deleted before
-                    self._disk.unlink(meta)
-                kept = self._remove_empty(os.path.dirname(target))
+                self._forget(place)
+                kept = self._remove_empty(os.path.dirname(target), search=not place.file.startswith("s="))
             with contextlib.suppress(FileNotFoundError):  # another deletion may have removed it as well
                 self._disk.sync_folder(kept)
         except OSError as error:
             raise self._error(f"rid of {name!r}", error) from error
         return True
 
-    def _remove_empty(self, folder: str) -> str:
-        """Remove an empty folder, and its parents as far as they are empty; return the lowest that stays."""
+    def _forget(self, place: Place) -> None:
+        """Remove what is known of an object that is gone: what cannot be written now means nothing."""
+        with contextlib.suppress(FileNotFoundError):  # it is in the shared file, or was deleted before
+            self._disk.unlink(self._at(place.own))
+        if not place.shared or line_in(contents := self._shared(place), place.file) is None:
+            return
+        left = without(contents, place.file)
+        if not left:
+            self._disk.unlink(self._at(place.shared))
+            return
+        with contextlib.suppress(DiskFullError):
+            self._disk.rename(self._write(left), self._at(place.shared))
+
+    def _remove_empty(self, folder: str, *, search: bool) -> str:
+        """Remove an empty folder, and its parents as far as they are empty; return the lowest that stays.
+
+        `search` for what interrupted creations or deletions left in it: there may be thousands of objects.
+        """
         with contextlib.suppress(OSError):
-            self._disk.rmdir(f"{folder}/{_META}")
+            self._disk.rmdir(f"{folder}/{META}")
         try:
-            self._disk.rmdir(folder)  # not by listing: there may be thousands of objects
+            self._disk.rmdir(folder)  # not by listing
         except OSError:
-            return folder
+            if not search or not is_topic_folder(folder[len(self.path) + 1 :]) or self._holds_object(folder):
+                return folder
+            with contextlib.suppress(OSError):
+                self._remove_hollow(folder)
         folder = os.path.dirname(folder)
         with contextlib.suppress(OSError):
             while folder != self.path and not self._holds_object(folder):
@@ -355,7 +453,7 @@ class FolderStore:
         """Return whether there is any object below a folder; the search ends with the first one."""
         for name in self._disk.listdir(folder):
             path = f"{folder}/{name}"
-            if name != _META and (self._disk.isfile(path) or self._holds_object(path)):
+            if not name.startswith(".") and (self._disk.isfile(path) or self._holds_object(path)):
                 return True
         return False
 

@@ -18,15 +18,21 @@ from ister.storage.claiming import check_fence, delete_all
 from ister.storage.layout import Layout
 from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.storage.objectstore import UNCHECKED, ObjectInfo, ObjectStore
-from ister.storage.topic_entry import CATALOGUE_FORMAT, own_settings
+from ister.storage.topic_entry import CATALOGUE_FORMAT, entered, own_settings
 
 # ---- settings --------------------------------------------------------------------------------------------------
 
 
 def put_settings(store: ObjectStore, topic: TopicMeta, epoch: int, number: int) -> None:
-    """Store a topic's settings, check that they count, and delete older ones. Raises FencedError, StoreError."""
+    """Store a topic's settings, check that they count, and delete older ones. Raises FencedError, StoreError.
+
+    Nothing is written where the catalogue entry says the same, and nothing else was said since.
+    """
     layout = Layout(topic.name, topic.incarnation)
     name = layout.settings(epoch, number)
+    if number == 0 and _as_entered(store, topic):
+        check_fence(store, topic, epoch)
+        return
     body = json.dumps({"format": CATALOGUE_FORMAT, "settings": own_settings(topic)}, sort_keys=True).encode()
     if not store.put_if_absent(name, body) and store.get(name) != body:
         raise StoreError(
@@ -37,6 +43,22 @@ def put_settings(store: ObjectStore, topic: TopicMeta, epoch: int, number: int) 
     check_fence(store, topic, epoch)
     older = [info.name for info in store.list(layout.all_settings) if info.name < name]
     delete_all(store, older, lambda: check_fence(store, topic, epoch))
+
+
+def _as_entered(store: ObjectStore, topic: TopicMeta) -> bool:
+    """Return whether the store says of a topic's settings what its catalogue entry says, and that is right."""
+    if any(store.list(Layout(topic.name, topic.incarnation).all_settings)):
+        return False
+    try:
+        there = entered(store, topic.name)
+    except StoreError as error:
+        if error.code not in UNCHECKED:
+            raise
+        return False
+    return there is not None and (there.incarnation, there.settings) == (
+        topic.incarnation,
+        own_settings(topic),
+    )
 
 
 def read_settings(store: ObjectStore, topic: TopicMeta) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from ister.storage.history import History
 from ister.storage.layout import Layout
 from ister.storage.numbered_objects import read_cursors
 from ister.storage.simulated import SimulatedDisk
+from ister.storage.store_folders import line_in, places
 from ister.storage.topic_entry import list_topics
 from ister.wire import OFFSET_UNKNOWN, Key, Type
 from tests.faultystore import FaultyStore
@@ -887,7 +888,7 @@ def test_a_damaged_object_stops_its_readers_and_says_so(cloud: Stage, damage: st
     client = create(cloud)
     fill(client, cloud, 0, 600)
     name = objects(cloud, "/s/")[0]
-    path = f"/store/{name}"
+    path = f"/store/{places(name)[0].path}"
     whole = bytearray(cloud.disk.read(path))
     whole[len(whole) // 2] ^= 0x10
     info = cloud.store.head(name)
@@ -1352,9 +1353,12 @@ def flip_meta(stage: Stage, part: str, value: bytes = b"\xff") -> int:
     prefix = part if part.startswith("v1/") else layout(stage).prefix + part[1:]
     found = [name for name in objects(stage) if name.startswith(prefix)]
     for name in found:
-        folder, _, last = f"{store.path}/{name}".rpartition("/")
-        file = store._disk.open(f"{folder}/.meta/{last}")
-        file.pwritev((value,), 3)
+        place = places(name)[0]
+        file = store._disk.open(f"{store.path}/{place.shared}")
+        contents = file.pread(1 << 20, 0)
+        line = line_in(contents, place.file)
+        assert line is not None
+        file.pwritev((value,), contents.index(line) + 3)
         file.datasync()
         file.close()
     return len(found)

@@ -18,6 +18,7 @@ from ister.storage.layout import Layout
 from ister.storage.meta import TopicMeta
 from ister.storage.objectstore import ObjectStore
 from ister.storage.simulated import SimulatedDisk
+from ister.storage.store_folders import places
 from ister.storage.upload import trim
 from tests.faultystore import FaultyStore
 from tests.stage import Recorder, Stage
@@ -198,7 +199,8 @@ def test_an_object_that_fails_its_checksum_is_brought_for_the_records_in_it(
     scene: Scene, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each record has a checksum of its own: one flipped byte costs only its record."""
-    path = f"{scene.store.store.path}/{LAYOUT.segment(0, scene.epoch)}"  # type: ignore[attr-defined]
+    place = places(LAYOUT.segment(0, scene.epoch))[0]
+    path = f"{scene.store.store.path}/{place.path}"  # type: ignore[attr-defined]
     file = scene.store.store._disk.open(path)  # type: ignore[attr-defined]
     file.pwritev((b"?",), 500)
     file.close()

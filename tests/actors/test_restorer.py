@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import cast
 
@@ -17,6 +16,7 @@ from ister.storage.layout import Layout
 from ister.storage.meta import SubscriptionMeta, TopicMeta
 from ister.storage.numbered_objects import put_cursor
 from ister.storage.simulated import SimulatedDisk
+from ister.storage.store_folders import line_of, places
 from ister.storage.topic_entry import enter_topic
 from tests.faultystore import FaultyStore
 from tests.stage import Stage
@@ -83,10 +83,10 @@ def test_objects_whose_age_the_store_does_not_say_stay(store: FolderStore) -> No
     put(store, GONE, 1000)
     disk = store._disk
     (info,) = store.list("v1/d/")
-    place = info.name.replace("/s/", "/s/.meta/")
-    disk.unlink(f"/store/{place}")
-    file = disk.create(f"/store/{place}")
-    file.pwritev((json.dumps({"size": 1, "crc32c": info.crc32c, "metadata": {}}).encode(),), 0)
+    place = places(info.name)[0]
+    disk.unlink(f"/store/{place.shared}")
+    file = disk.create(f"/store/{place.shared}")
+    file.pwritev((line_of(place.file, {"size": 1, "crc32c": info.crc32c, "metadata": {}}),), 0)
     file.close()
     assert sweep_orphans(store, 1 << 50) == 0
 

@@ -13,6 +13,7 @@ from ister.storage.catalogue_file import CatalogueFile
 from ister.storage.claiming import list_history
 from ister.storage.folderstore import FolderStore
 from ister.storage.numbered_objects import read_settings
+from ister.storage.store_folders import places
 from ister.wire import Key, Type
 from tests.actors.test_cloud import (
     SMALL,
@@ -112,7 +113,7 @@ def test_damaged_settings_keep_everything(cloud: Stage) -> None:
     assert cloud.store is not None
     folder = cloud.store.store
     assert isinstance(folder, FolderStore)
-    file = folder._disk.open(f"/store/{name}")
+    file = folder._disk.open(f"/store/{places(name)[0].path}")
     file.pwritev((b"\xff",), 0)
     file.close()
     lose_disk(cloud)

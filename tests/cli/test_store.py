@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ister.storage.folderstore import FolderStore
+from ister.storage.store_folders import places
 from tests.storedtopic import FIRST_MS, StoredTopic, payload, store_a_topic
 
 Run = Callable[..., "subprocess.CompletedProcess[bytes]"]
@@ -105,7 +106,7 @@ def test_verify_says_that_all_is_well(topic: StoredTopic, run: Run) -> None:
 
 def test_damage_and_gaps_end_with_exit_code_1(topic: StoredTopic, run: Run, tmp_path: Path) -> None:
     """`verify` names object and offsets; `cat` prints what comes before, and says why it stops."""
-    path = tmp_path / "store" / topic.layout.segment(36, 1)
+    path = tmp_path / "store" / places(topic.layout.segment(36, 1))[0].path
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.unlink()  # it is a hard link to the log's own file

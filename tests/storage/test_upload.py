@@ -6,7 +6,8 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from queue import SimpleQueue
 from random import Random
 from typing import Any
@@ -23,7 +24,7 @@ from ister.storage.folderstore import FolderStore
 from ister.storage.history import History, plan_history
 from ister.storage.layout import Layout
 from ister.storage.meta import SubscriptionMeta, TopicMeta
-from ister.storage.numbered_objects import drop_cursors, put_cursor, read_cursors
+from ister.storage.numbered_objects import drop_cursors, put_cursor, put_settings, read_cursors, read_settings
 from ister.storage.objectstore import ObjectInfo, ObjectStore
 from ister.storage.segment import SegmentInfo
 from ister.storage.simulated import SimulatedDisk
@@ -467,3 +468,38 @@ def test_a_log_that_ends_below_what_the_store_has_trimmed_is_not_gone_on_with() 
         check_joins(TOPIC, history, (), 45)
     assert refused.value.end == 90
     check_joins(TOPIC, history, (), 90)
+
+
+# ---- settings ----------------------------------------------------------------------------------------------------
+
+
+def stored_settings(store: ObjectStore) -> list[str]:
+    """Return the names of the settings that were stored beside the catalogue entry."""
+    return [info.name for info in store.list(LAYOUT.all_settings)]
+
+
+def test_settings_that_the_catalogue_entry_has_are_not_stored_again(tmp_path: Path) -> None:
+    """Most topics never change theirs; once others were stored, the last ones count, whatever they are."""
+    store = FolderStore(str(tmp_path))
+    other = replace(TOPIC, settings={"retention_ms": 1})
+    epoch = claim(store, TOPIC, "ours").epoch
+    put_settings(store, TOPIC, epoch, 0)
+    assert stored_settings(store) == []
+    assert read_settings(store, TOPIC) is None
+    put_settings(store, other, epoch, 1)
+    assert read_settings(store, TOPIC) == other.settings
+    epoch = claim(store, TOPIC, "ours again").epoch
+    put_settings(store, TOPIC, epoch, 0)
+    assert stored_settings(store) == [LAYOUT.settings(epoch, 0)]
+    assert read_settings(store, TOPIC) == TOPIC.settings
+
+
+def test_settings_of_a_damaged_catalogue_entry_are_stored(tmp_path: Path) -> None:
+    """What the entry says then cannot be relied on."""
+    store = FolderStore(str(tmp_path))
+    epoch = claim(store, TOPIC, "ours").epoch
+    (tmp_path / LAYOUT.catalogue).write_bytes(
+        encode_topic_entry(replace(TOPIC, settings={"retention_ms": 2}))
+    )
+    put_settings(store, TOPIC, epoch, 0)
+    assert read_settings(store, TOPIC) == TOPIC.settings
