@@ -65,7 +65,7 @@ bench-full: $(STAMP) ## the same with five rounds, and growth over topics, consu
 bench-peers: $(STAMP) ## beside NATS, Redis, RabbitMQ, mosquitto and Iggy, installed where they can be (30 minutes)
 	@mkdir -p build/bench
 	@$(BIN)/python benchmarks/peers.py --json build/bench/peers.json $(ARGS)
-	@$(BIN)/ister bench page build/bench/peers.json --title "Ister and its peers" --out build/bench/peers.html
+	@$(BIN)/ister bench page --force build/bench/peers.json --title "Ister and its peers" --out build/bench/peers.html
 
 bench-scaling: $(STAMP) ## throughput and CPU seconds over workers 1, 2, 4, 8, 16, as far as the cores go
 	@mkdir -p build/bench

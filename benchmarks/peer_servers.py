@@ -304,7 +304,7 @@ PEERS: Final = (
         lambda folder: redis(folder, "everysec"),
     ),
     Peer(
-        "Iggy", "os", "memory, page cache after 1,024 messages", "iggy", "Rust", rust_driver,
+        "Iggy", "os", "memory, page cache after 1 MiB or 1,024 messages", "iggy", "Rust", rust_driver,
         lambda folder: iggy(folder, fsync=False),
     ),
     Peer(

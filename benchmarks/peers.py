@@ -161,6 +161,11 @@ def lines_of(row: Row, found: Mapping[str, list[dict[str, Any]]], systems: Seque
             f"  {name:<{widths[0]}}  {middle:>{widths[1]}}  {spread:<{widths[2]}}  {parts:<{widths[3]}}  {level}"
             for name, middle, spread, parts, level in rows
         ]
+    for name, rounds in found.items():
+        if missing := sum(each.get("missing", 0) for each in rounds):
+            lines.append(
+                f"  {name} dropped {missing:,} of {sum(each['messages'] for each in rounds):,} messages"
+            )
     lines.append("  CPU us a message:")
     lines += [f"    {name:<24}{_cpu(rounds)}" for name, rounds in found.items()]
     return lines

@@ -130,6 +130,16 @@ def test_the_table_has_the_durability_beside_every_figure(peers: Any) -> None:
     assert "fsync 1.00 (1.00 to 1.00)" in redis
 
 
+def test_messages_that_a_non_reliable_topic_dropped_are_said(peers: Any) -> None:
+    """A rate is that of what came, and the rest must not be silent."""
+    row = peers.ROWS["1k"]
+    systems = everything(peers, row)
+    one = {"messages": 100, "messages_per_second": 100, "cpu_us": {}}
+    rounds = [one | {"missing": 7}, one | {"missing": 0}]
+    lines = peers.lines_of(row, {"Ister none, batch": rounds}, systems)
+    assert "  Ister none, batch dropped 7 of 200 messages" in lines
+
+
 def test_a_system_that_fails_is_left_out_of_the_row_visibly(
     peers: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
