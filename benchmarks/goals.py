@@ -77,6 +77,16 @@ def by_name(results: Sequence[Mapping[str, Any]]) -> Results:
     return {(each["system"], each["name"]): each for each in results}
 
 
+def that_ran(found: Results) -> list[Goal]:
+    """Return the goals of rows that ran, and the comparisons without a goal whose both sides did."""
+    return [
+        goal
+        for goal in GOALS
+        if (SYSTEM, goal.ours) in found
+        and (goal.bound is not None or any((name, goal.row) in found for name in goal.theirs))
+    ]
+
+
 def _rounds(found: Results, system: str, name: str, figure: str) -> list[float]:
     told = found.get((system, name), {}).get("figures", {}).get(figure)
     return list(told["rounds"]) if told else []
@@ -131,9 +141,9 @@ HEAD: Final = ["Ister", "beside", "Ister's", "the other's", "ratio", "rounds", "
 def lines_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the table, without the goals of rows that did not run."""
     found = by_name(results)
-    ran = [goal for goal in GOALS if (SYSTEM, goal.ours) in found]
-    rows = [HEAD, *(cells(goal, found) for goal in ran)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    ran = that_ran(found)
+    rows = [HEAD, *(cells(goal, found) for goal in ran)] if ran else []
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD) if rows else 0)]
     numbers = (2, 3, 4)
     left = sum(goal.bound is not None for goal in GOALS if goal not in ran)
     return [

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from goals import GOALS, HEAD, by_name, cells
+from goals import HEAD, by_name, cells, that_ran
 
 from ister.bench.results import FORMAT, SYSTEM, in_figures, middle
 
@@ -93,7 +93,7 @@ def peers(found: Mapping[str, Any]) -> list[str]:
 def goals(found: Mapping[str, Any]) -> list[str]:
     """Return a line for each goal of rows that ran."""
     results = by_name(found["results"])
-    rows = [cells(goal, results) for goal in GOALS if (SYSTEM, goal.ours) in results]
+    rows = [cells(goal, results) for goal in that_ran(results)]
     return table([*(HEAD[:2]), ">Ister's", ">the other's", ">ratio", *HEAD[5:]], rows)
 
 
