@@ -15,7 +15,7 @@ CLIENT ?=
 CLIENTS_LONG ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick quick-actors quick-others check docs conf bench bench-full bench-peers bench-scaling crash sim soak build-clients test-clients serve clean python-version
+.PHONY: help demo test quick quick-actors quick-others test-native wheel-native check docs conf bench bench-full bench-peers bench-scaling crash sim soak build-clients test-clients serve clean python-version
 
 help: ## list what can be made
 	@echo "make TARGET [ARGS=\"...\"] [PYTHON=python3.12]"
@@ -41,6 +41,12 @@ quick-actors: $(STAMP)
 
 quick-others: $(STAMP)
 	@$(QUICK) tests/ister tests/transport tests/storage --ignore-glob='*_model.py' $(ARGS)
+
+test-native: $(STAMP) ## compile the hot modules, and hold them to the tests of the client, the broker's parts and 100 seeds
+	@$(BIN)/python -m tests.native $(ARGS)
+
+wheel-native: $(STAMP) ## build a wheel for this platform whose hot modules are compiled (needs a C compiler)
+	@ISTER_NATIVE=1 $(BIN)/python -m hatchling build -t wheel
 
 check: $(STAMP) ## formatting, lint, types, import rules, links and lines of Markdown
 	@$(BIN)/ruff format --check .

@@ -9,6 +9,7 @@ with ister.connect("tcp://127.0.0.1:5555") as client:
 """
 
 from ister.client import Client, connect
+from ister.compiling import is_compiled
 from ister.consumer import Consumer
 from ister.deadletters import DeadLetter, DeadLetters
 from ister.errors import (
@@ -25,8 +26,9 @@ from ister.errors import (
 )
 from ister.message import BaseMessage, Batch, BrokerEvent, Event, Message
 from ister.producer import Producer
+from ister.published import Published
 from ister.reader import Reader
-from ister.receipts import BatchReceipt, Published, Receipt
+from ister.receipts import BatchReceipt, Receipt
 from ister.version import __version__
 
 __all__ = [
@@ -54,6 +56,9 @@ __all__ = [
     "RemoteProtocolError",
     "TimeoutExpiredError",
     "UsageError",
+    "__compiled__",
     "__version__",
     "connect",
 ]
+
+__compiled__: bool = is_compiled()  # whether the hot modules of this installation are compiled

@@ -15,7 +15,8 @@ from typing import Final
 
 from ister import bodies
 from ister.lane import LANES, NO_LANE, Lane
-from ister.receipts import Shipment, Waiter
+from ister.published import Waiter
+from ister.receipts import Shipment
 from ister.wire import Column
 
 MESSAGE_ENTRY_BYTES: Final = 4  # a message's place in the length table
@@ -54,6 +55,7 @@ class Gathering:
         "batch_bytes",
         "keys",
         "lane",
+        "lanes",
         "linger_at",
         "linger_s",
         "opened",
@@ -76,6 +78,7 @@ class Gathering:
         self.attributes: list[bytes] | None = None
         self.times: list[int] | None = None
         self.shipment = Shipment(topic, None)  # what the receipts of its messages point to
+        self.lanes = LANES  # whether there may be any
         self.lane = NO_LANE  # where the fast path puts messages down
         self.opened = NO_LANE  # the lane that was opened last and is not taken in
         self._lengths: list[int] = []
@@ -95,7 +98,7 @@ class Gathering:
     def open_lane(self) -> None:
         """Let the fast path put messages into this batch, if they are plain and a few of them fit."""
         more = min(self.room // (self._longest + MESSAGE_ENTRY_BYTES), self._usual)
-        if LANES and more > 0 and self.plain and self.payloads and not self.shipment.holes:
+        if self.lanes and more > 0 and self.plain and self.payloads and not self.shipment.holes:
             self.opened = Lane(self.shipment, self.payloads, more, self._longest, self.room)
             self.lane = self.opened
 

@@ -18,30 +18,31 @@ from typing import TYPE_CHECKING
 
 from ister import arguments
 from ister.closing import Closing
+from ister.compiling import Unchecked
 from ister.errors import ClosedError, TimeoutExpiredError, UsageError
 from ister.gathering import MESSAGE_ENTRY_BYTES, TIME_BYTES
-from ister.lane import NO_LANE, Lane
+from ister.lane import NO_LANE
 from ister.packing import Packed, check_size, pack
 from ister.publication import Publication
 from ister.receipts import BatchReceipt, Receipt, Shipment, receipt_of
 from ister.requests import Duration
+from ister.sender import Sender, When
 from ister.words import counted
 
 if TYPE_CHECKING:
     from ister.network import Network
 
-When = int | datetime  # unix milliseconds, or a datetime (one without a time zone is local time)
 CLOSE_S = 10.0  # how long `close` waits for receipts by default
 HURRY_S = 1.0  # the same, when an exception leaves the block
 
 
-class Producer(Closing):
+class Producer(Sender, Closing):
     """Sends messages to one topic; made by `Client.producer`, closed by `close` or a `with` block."""
 
     def __init__(self, network: Network, publication: Publication) -> None:
-        super().__init__(network, publication)
+        Closing.__init__(self, network, publication)
+        Sender.__init__(self, network.lock, publication.gathered)
         self.publication = publication
-        self._gathered = publication.gathered
 
     def __repr__(self) -> str:
         return f"<Producer topic={self.topic!r} {self.publication.phase}>"
@@ -77,93 +78,14 @@ class Producer(Closing):
 
     # ---- sending -------------------------------------------------------------------------------------------------
 
-    def send(
+    def send_carefully(
         self,
-        payload: bytes,
-        *,
-        key: bytes | None = None,
-        attributes: Mapping[str, str] | None = None,
-        deliver_at: When | None = None,
-        delay: Duration | None = None,
-        sequence: int | None = None,
-        timeout: float | None = None,
-    ) -> Receipt:
-        """Send one message and return its receipt.
-
-        Subscriptions deliver it at `deliver_at` (unix milliseconds or a `datetime`) or after `delay` (30, "15m", a
-        `timedelta`); other messages do not wait for it. A `datetime` without a time zone is local time. Readers do not
-        wait, and a non-reliable topic cannot delay. `sequence` is the message's number, for a named producer: a number
-        that was stored before, by this run of the program or an earlier one, is not stored again, and its receipt says
-        `duplicate`. Numbers may be left out, at the cost of a round trip each time. Without `sequence`, messages are
-        numbered consecutively. Waits only while the producer's window is full, at most `timeout` seconds (`None`:
-        without a limit). Raises `TimeoutExpiredError` (the message was not sent), `UsageError` (its type or size),
-        `ClosedError`, or the error with which the broker closed this producer.
-        """
-        if (
-            key is None
-            and attributes is None
-            and deliver_at is None
-            and delay is None
-            and sequence is None
-            and type(payload) is bytes
-        ):
-            gathered = self._gathered
-            lane = gathered.lane
-            if len(payload) <= lane.longest:
-                for index in lane.tickets:  # one ticket, if there is one
-                    lane.places[index] = payload
-                    if gathered.lane is not lane:
-                        if self._came_late(lane, index):
-                            break
-                        return receipt_of(lane.shipment, index)
-                    receipt = Receipt()  # as `receipt_of` does, without the call
-                    receipt.shipment = lane.shipment
-                    receipt.index = index
-                    return receipt
-            if gathered.room > 0 and (found := self._join(payload)) is not None:
-                return found
-        due = 0 if deliver_at is None and delay is None else self.due(deliver_at, delay)
-        return self._send_carefully(payload, key, attributes, due, sequence, timeout)
-
-    def send_fast(self, payload: bytes) -> Receipt | None:
-        """Add a message to a batch that was begun and has room, else return `None`."""
-        if type(payload) is bytes:
-            gathered = self._gathered
-            lane = gathered.lane
-            if len(payload) <= lane.longest:
-                for index in lane.tickets:
-                    lane.places[index] = payload
-                    if gathered.lane is not lane and self._came_late(lane, index):
-                        break
-                    return receipt_of(lane.shipment, index)
-            return self._join(payload)
-        return None
-
-    def _came_late(self, lane: Lane, index: int) -> bool:
-        """Whether a lane was closed before a message came to its place there: it is to be sent again."""
-        with self._lock:
-            self._gathered.close_lane()  # Ctrl-C may have interrupted it
-            return not lane.holds(index)
-
-    def _join(self, payload: bytes) -> Receipt | None:
-        """Add a message to a batch that was begun and has room, and open another lane there."""
-        gathered = self._gathered
-        with self._lock:
-            gathered.close_lane()
-            if gathered.room < len(payload) + MESSAGE_ENTRY_BYTES or not gathered.plain:
-                return None
-            receipt = receipt_of(gathered.shipment, gathered.add(payload, b"", b""))
-            gathered.open_lane()
-        return receipt
-
-    def _send_carefully(
-        self,
-        payload: bytes,
-        key: bytes | None,
+        payload: bytes | Unchecked,
+        key: bytes | Unchecked | None,
         attributes: Mapping[str, str] | None,
         due: int,
-        sequence: int | None,
-        timeout: float | None,
+        sequence: int | Unchecked | None,
+        timeout: float | Unchecked | None,
     ) -> Receipt:
         """Send a message that begins or ends a batch, or has columns or a number."""
         deadline: float | None = None
@@ -186,11 +108,11 @@ class Producer(Closing):
 
     def try_send(
         self,
-        payload: bytes,
-        key: bytes | None,
+        payload: bytes | Unchecked,
+        key: bytes | Unchecked | None,
         attributes: Mapping[str, str] | None,
         due: int = 0,
-        sequence: int | None = None,
+        sequence: int | Unchecked | None = None,
     ) -> Receipt | None:
         """Do what `send` does, or return `None` when the window is full; never waits. `due` is in unix ms."""
         publication, gathered, network = self.publication, self._gathered, self._network
@@ -204,7 +126,7 @@ class Producer(Closing):
             alone = [attributes] if attributes else None
             check_size(publication.topic, 1, len(payload), len(payload), size, alone, limits)
         if sequence is not None:
-            arguments.number(sequence, "a sequence")
+            sequence = arguments.number(sequence, "a sequence")
         receipt = None
         with self._lock:
             self._check_open()
@@ -360,7 +282,9 @@ class Producer(Closing):
         if publication.phase in ("closing", "closed"):
             raise ClosedError(f"{self.what} is closed")
 
-    def _wait_for_room(self, size: Callable[[], int], deadline: float, timeout: float | None) -> None:
+    def _wait_for_room(
+        self, size: Callable[[], int], deadline: float, timeout: float | Unchecked | None
+    ) -> None:
         if not self._network.waits.wait(self.publication, lambda: self.has_room(size()), deadline):
             raise self.window_full(timeout)
 
@@ -368,13 +292,13 @@ class Producer(Closing):
         """Whether a batch of that size can be sent, or never will (lock held)."""
         return self.publication.phase == "closed" or self.publication.has_room(size)
 
-    def window_full(self, timeout: float | None) -> TimeoutExpiredError:
+    def window_full(self, timeout: float | Unchecked | None) -> TimeoutExpiredError:
         """Return the error for a message that was not accepted in time."""
         return TimeoutExpiredError(
             f"the window of {self.what} stayed full for {timeout} s{self.why_waiting()}"
         )
 
-    def wait_for(self, shipment: Shipment, timeout: float | None) -> bool:
+    def wait_for(self, shipment: Shipment, timeout: float | Unchecked | None) -> bool:
         """Wait until a shipment is resolved; return False if the time (seconds) ran out first."""
         deadline = self._network.deadline(arguments.timeout(timeout))
         return self._network.waits.wait(self.publication, lambda: shipment.resolved, deadline, shipment)

@@ -12,40 +12,13 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from contextlib import nullcontext
+from typing import Any
 
 from ister import wire
+from ister.compiling import Unchecked
 from ister.errors import IsterError, TimeoutExpiredError
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """Where published messages are: the first one's `offset`, and how many follow it without a gap.
-
-    `duplicate` means that nothing new was stored, because the message had been stored before. `offset` is `None` for a
-    duplicate so old that the broker no longer knows the offset of the original.
-    """
-
-    topic: str
-    offset: int | None
-    count: int = 1
-    duplicate: bool = False
-
-
-class Waiter(Protocol):
-    """Who can wait for a shipment: the producer that sent it."""
-
-    @property
-    def lock(self) -> AbstractContextManager[Any]:
-        """What guards the shipment while it is resolved."""
-
-    def wait_for(self, shipment: Shipment, timeout: float | None) -> bool:
-        """Wait until the shipment is resolved; False when the time (seconds) ran out first."""
-
-    def why_waiting(self) -> str:
-        """Say in words what the producer is waiting for."""
+from ister.published import Published, Waiter
 
 
 class Shipment:
@@ -71,13 +44,13 @@ class Shipment:
             place += hole <= place
         return place
 
-    def published(self, index: int, count: int, timeout: float | None) -> Published:
+    def published(self, index: int, count: int, timeout: float | Unchecked | None) -> Published:
         """Wait and return where `count` messages from `index` on are, or raise why they are nowhere."""
         if not self.resolved and self.waiter is not None:
             self.waiter.wait_for(self, timeout)
         return self.outcome(index, count, timeout)
 
-    def outcome(self, index: int, count: int, timeout: float | None) -> Published:
+    def outcome(self, index: int, count: int, timeout: float | Unchecked | None) -> Published:
         """Return where messages are, or raise why they are nowhere, or not yet; never waits."""
         if not self.resolved:
             why = "" if self.waiter is None else self.waiter.why_waiting()
@@ -104,7 +77,7 @@ class BatchReceipt:
         """Whether the broker has answered: stored as the topic promises, or refused."""
         return self.shipment.resolved
 
-    def result(self, timeout: float | None = None) -> Published:
+    def result(self, timeout: float | Unchecked | None = None) -> Published:
         """Wait up to `timeout` seconds (`None`: forever) and return where the messages are.
 
         Raises `TimeoutExpiredError`, or the error with which the broker refused them.
@@ -130,7 +103,7 @@ class Receipt:
         """Whether the broker has answered: stored as the topic promises, or refused."""
         return self.shipment.resolved
 
-    def result(self, timeout: float | None = None) -> Published:
+    def result(self, timeout: float | Unchecked | None = None) -> Published:
         """Wait up to `timeout` seconds (`None`: forever) and return where the message is.
 
         Raises `TimeoutExpiredError`, or the error with which the broker refused it.

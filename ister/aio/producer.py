@@ -14,10 +14,12 @@ from typing import Any
 from ister.aio.closing import Closing
 from ister.aio.waiting import Waiting
 from ister.closing import HURRY_S
-from ister.producer import CLOSE_S, When
+from ister.producer import CLOSE_S
 from ister.producer import Producer as SyncProducer
-from ister.receipts import Published, Shipment
+from ister.published import Published
+from ister.receipts import Shipment
 from ister.requests import Duration
+from ister.sender import When
 
 
 class Receipt:

@@ -9,6 +9,7 @@ import sysconfig
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from ister.compiling import is_compiled
 from ister.version import __version__
 
 PACKAGES: Final = ("pyzmq", "cbor2", "google-crc32c", "msgspec", "pykka")
@@ -20,6 +21,7 @@ def about(file_system: str | None = None, **more: Any) -> dict[str, Any]:
 
     return {
         "ister": __version__,
+        "compiled": is_compiled(),
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
         "profile_guided": profile_guided(),
@@ -51,8 +53,9 @@ def in_words(told: dict[str, Any]) -> str:
     build = ""
     if guided is not None:
         build = f", built {'with' if guided else 'without'} profile-guided optimisation"
+    form = " (compiled)" if told.get("compiled") else ""
     return (
-        f"Ister {told['ister']}, {told['implementation']} {told['python']}{build}, libzmq {told['libzmq']}; "
+        f"Ister {told['ister']}{form}, {told['implementation']} {told['python']}{build}, libzmq {told['libzmq']}; "
         f"{told['cores']} cores of {told['machine']}, {told['memory_mb']:,} MB, {told['system']}, load {told['load']}"
     )
 

@@ -12,6 +12,7 @@ import click
 
 from ister.cli.command import CONTEXT, Group, run
 from ister.cli.outcome import EXIT_CODES_HELP
+from ister.compiling import is_compiled
 from ister.version import __version__
 
 _COMMANDS: Final = {
@@ -45,7 +46,7 @@ Examples:
 
 def _print_version(ctx: click.Context, _param: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        click.echo(f"ister {__version__}")
+        click.echo(f"ister {__version__}" + " (compiled)" * is_compiled())
         ctx.exit()
 
 

@@ -18,7 +18,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from ister.errors import ClosedError, ConnectionLostError, IsterError, RemoteError, TimeoutExpiredError
-from ister.receipts import Published
+from ister.published import Published
 from tests.conformance_clients.drivers import AnsweredError, Driver, DriverBrokenError, Kind
 
 NEEDED: Final = (

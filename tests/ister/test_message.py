@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from ister import bodies, wire
 from ister.errors import RemoteError, RemoteProtocolError, TimeoutExpiredError
 from ister.message import Batch, Delivery, message_of
-from ister.receipts import BatchReceipt, Published, Receipt, Shipment, receipt_of
+from ister.published import Published
+from ister.receipts import BatchReceipt, Receipt, Shipment, receipt_of
 from ister.wire import Column, Key
 
 
