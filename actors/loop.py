@@ -173,9 +173,12 @@ class Scheduler(ABC):
                 left -= ready.popleft().run(MESSAGES_PER_INBOX_PER_TURN)
             self.messages_handled += MESSAGES_PER_TURN - left
         if self._turn_end:
-            calls, self._turn_end = self._turn_end, []
-            for call in calls:
-                call()
+            self._end_turn()
+
+    def _end_turn(self) -> None:
+        calls, self._turn_end = self._turn_end, []
+        for call in calls:
+            call()
 
     def _run_timers(self, now: float) -> None:
         timers, last_made = self._timers, self._timers_made
@@ -235,8 +238,8 @@ class Loop(Scheduler):
         self.threads = Threads(self.call_threadsafe, threads)
         self._from_threads: deque[Call] = deque()
         self._wake_pending = False
-        self._wake_read, self._wake_write = _wake_pair()
-        self.watch(self._wake_read, self._woken)
+        self._wake: _Wake | None = _Wake()
+        self.watch(self._wake.fd, self._woken)
 
     def watch(self, source: zmq.Socket[bytes] | int, ready: Call, *, sends: bool = False) -> None:
         """Call `ready` in every turn in which `source` can be read, until nothing is left to read.
@@ -279,12 +282,13 @@ class Loop(Scheduler):
         # at worst the loop wakes up once in vain.
         if not self._wake_pending:
             self._wake_pending = True
-            with contextlib.suppress(OSError):  # the loop is closed: the call is not made
-                os.write(self._wake_write, _WAKE)
+            wake = self._wake
+            if wake is not None:  # otherwise the loop is closed, and the call is not made
+                wake.set()
 
     def _woken(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_read, 4096)
+        if self._wake is not None:
+            self._wake.clear()
         self._wake_pending = False
 
     def run(self) -> None:
@@ -292,6 +296,11 @@ class Loop(Scheduler):
         self._thread = threading.get_ident()
         while not self._stopped:
             self.run_once()
+        self.threads.release()
+
+    def _end_turn(self) -> None:
+        self.threads.hold()
+        super()._end_turn()
 
     def run_once(self, wait_s_max: float | None = None) -> None:
         """Run one turn, waiting at most `wait_s_max` seconds for something to do (None: until there is)."""
@@ -312,6 +321,7 @@ class Loop(Scheduler):
             readable += [each for each in just_read if each.has_news()]
         if readable:
             wait_ms = 0
+        self.threads.release()
         events = self._poll.poll(wait_ms)
         now = monotonic()
         self.poll_s += now - began
@@ -348,21 +358,35 @@ class Loop(Scheduler):
         """Close the threads and the wake-up; the loop cannot run again."""
         self.threads.end()
         self._watched.clear()
-        fds = {self._wake_read, self._wake_write}
-        self._wake_read = self._wake_write = -1  # first: a thread may still be about to write
-        for fd in fds:
-            os.close(fd)
+        self._wake = None
 
 
-_WAKE: Final = (1).to_bytes(8, "little")  # an eventfd needs 8 bytes; a pipe takes them too
+class _Wake:
+    """What other threads wake a poll with: an eventfd, or a pipe (macOS has none).
 
+    It is closed with the last reference. A thread that is about to write has one, so that what it writes to is never a
+    descriptor that got the same number meanwhile.
+    """
 
-def _wake_pair() -> tuple[int, int]:
-    """Return the descriptors to read and to write to wake a poll: an eventfd, or a pipe (macOS has none)."""
-    if hasattr(os, "eventfd"):
-        fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        return fd, fd
-    read, write = os.pipe()
-    os.set_blocking(read, False)
-    os.set_blocking(write, False)
-    return read, write
+    def __init__(self) -> None:
+        if hasattr(os, "eventfd"):
+            self.fd = self._write = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        else:
+            self.fd, self._write = os.pipe()
+            os.set_blocking(self.fd, False)
+            os.set_blocking(self._write, False)
+
+    def set(self) -> None:
+        """Wake the poll, now or when it begins."""
+        with contextlib.suppress(BlockingIOError):  # a pipe that is full wakes it anyway
+            os.write(self._write, b"\x01\0\0\0\0\0\0\0")
+
+    def clear(self) -> None:
+        """Forget earlier calls of `set`."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.fd, 4096)
+
+    def __del__(self) -> None:
+        os.close(self.fd)
+        if self._write != self.fd:
+            os.close(self._write)

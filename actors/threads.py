@@ -4,8 +4,13 @@ A pool has a maximum number of threads, started when they are first needed. Furt
 have the priority of the process: one with a lower priority that is not run while it holds the interpreter lock would
 keep the loop waiting. Long work that keeps a core busy runs in a process of its own (`storage/apart.py`).
 
+A lone message waits for a thread to be woken, to sync, and to wake the loop. A thread that is woken while the loop
+holds the interpreter lock goes to sleep again at once, and is woken a second and often a third time. So commits are
+handed over by an eventfd, whose writer and reader hold no lock, and at the end of a turn only when the loop is about to
+wait.
+
 Invariants
-- a call waits only for calls of the same purpose
+- a call waits only for calls of the same purpose, and for the end of the turn in which it is handed in
 - `done` is called on the loop, once for each call, whatever its outcome
 
 May touch: threads.
@@ -13,11 +18,13 @@ May touch: threads.
 
 from __future__ import annotations
 
+import os
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from enum import Enum
 from queue import SimpleQueue
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 T = TypeVar("T")
 Call = Callable[[], Any]
@@ -53,21 +60,61 @@ SIZES: Final[Mapping[Purpose, int]] = {
 }
 
 
+# Whose threads are woken without the interpreter lock. It costs a descriptor each, and pays where the work is as short
+# as the hand-over.
+_WOKEN_UNLOCKED: Final = frozenset((Purpose.COMMITS,)) if hasattr(os, "EFD_SEMAPHORE") else frozenset()
+
+
+class _Queue(Protocol):
+    """Calls on their way to the threads of a pool; any thread."""
+
+    def put(self, call: Call | None, /) -> None:
+        """Hand over a call; never waits."""
+
+    def get(self) -> Call | None:
+        """Wait for a call and return it."""
+
+
+class _UnlockedQueue:
+    """A queue in which neither who wakes nor who is woken holds the interpreter lock meanwhile.
+
+    The eventfd counts the calls, and each read takes one. It is closed with the last reference to the queue, which may
+    be that of a thread that still waits.
+    """
+
+    def __init__(self) -> None:
+        self._calls: deque[Call | None] = deque()
+        self._count = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+
+    def put(self, call: Call | None, /) -> None:
+        """Hand over a call; never waits."""
+        self._calls.append(call)
+        os.eventfd_write(self._count, 1)
+
+    def get(self) -> Call | None:
+        """Wait for a call and return it."""
+        os.eventfd_read(self._count)
+        return self._calls.popleft()
+
+    def __del__(self) -> None:
+        os.close(self._count)
+
+
 class _Pool:
     """Some threads, and the calls that wait for one of them."""
 
-    def __init__(self, name: str, size: int) -> None:
+    def __init__(self, purpose: Purpose, size: int) -> None:
         self.size = size
         self.handed_in = 0  # calls that are not done
-        self._name = name
+        self._name = purpose.value
         self._threads = 0
-        self._work: SimpleQueue[Call | None] = SimpleQueue()
+        self._work: _Queue = _UnlockedQueue() if purpose in _WOKEN_UNLOCKED else SimpleQueue()
 
     def run(self, call: Call) -> None:
         if self.handed_in >= self._threads and self._threads < self.size:
             self._threads += 1
             name = f"{self._name}-{self._threads}"
-            threading.Thread(target=self._forever, name=name, daemon=True).start()
+            threading.Thread(target=_forever, args=(self._work,), name=name, daemon=True).start()
         self.handed_in += 1
         self._work.put(call)
 
@@ -76,10 +123,11 @@ class _Pool:
             self._work.put(None)
         self._threads = 0
 
-    def _forever(self) -> None:
-        while (call := self._work.get()) is not None:
-            call()
-            del call  # no reference to a finished call's buffers while waiting for the next call
+
+def _forever(work: _Queue) -> None:
+    while (call := work.get()) is not None:
+        call()
+        del call  # no reference to a finished call's buffers while waiting for the next call
 
 
 class Threads:
@@ -90,12 +138,14 @@ class Threads:
     ) -> None:
         self._call_threadsafe = call_threadsafe
         given = {**SIZES, **(sizes or {})}
-        self._pools = {purpose: _Pool(purpose.value, given[purpose]) for purpose in Purpose}
+        self._pools = {purpose: _Pool(purpose, given[purpose]) for purpose in Purpose}
+        self._holding = False
+        self._held: deque[tuple[_Pool, Call]] = deque()
 
     @property
     def busy(self) -> int:
         """How many calls are not done."""
-        return sum(pool.handed_in for pool in self._pools.values())
+        return sum(pool.handed_in for pool in self._pools.values()) + len(self._held)
 
     def resize(self, purpose: Purpose, size: int) -> None:
         """Limit the threads for a purpose; existing threads stay."""
@@ -119,9 +169,24 @@ class Threads:
 
             self._call_threadsafe(ended)
 
-        pool.run(run)
+        if self._holding:
+            self._held.append((pool, run))
+        else:
+            pool.run(run)
+
+    def hold(self) -> None:
+        """Begin no call until `release`: what is left of a turn holds the interpreter lock, which the call needs."""
+        self._holding = True
+
+    def release(self) -> None:
+        """Begin the calls that were held, in their order, and hold no more."""
+        self._holding = False
+        while self._held:
+            pool, call = self._held.popleft()
+            pool.run(call)
 
     def end(self) -> None:
         """Let every thread end after the calls that were handed in so far."""
+        self.release()
         for pool in self._pools.values():
             pool.end()

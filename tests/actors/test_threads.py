@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import select
 import sys
 import threading
 import time
@@ -110,6 +112,136 @@ def test_a_pool_has_as_many_threads_as_it_is_told_to(loop: Loop, size: int) -> N
     held.let_go.set()
     until(loop, lambda: held.ended == 20)
     assert held.most == size
+
+
+def test_what_the_end_of_a_turn_hands_in_begins_when_the_loop_waits(loop: Loop) -> None:
+    """The thread would only wait for the interpreter lock, which the rest of the turn needs."""
+    began = threading.Event()
+    early: list[bool] = []
+    ended: list[BaseException | None] = []
+
+    def hand_in() -> None:
+        loop.offload(began.set, lambda _, error: ended.append(error), Purpose.COMMITS)
+        early.append(began.wait(0.2))
+
+    loop.at_turn_end(hand_in)
+    loop.run_until_idle()
+    assert (early, ended) == ([False], [None])
+
+
+def test_what_is_handed_in_before_the_end_of_a_turn_begins_at_once(loop: Loop) -> None:
+    """The next commit keeps the disk busy while the loop works."""
+    began = threading.Event()
+    early: list[bool] = []
+
+    def hand_in() -> None:
+        loop.offload(began.set, lambda _, __: None, Purpose.COMMITS)
+        early.append(began.wait(WAIT_S))
+
+    loop.call_soon(hand_in)
+    loop.run_until_idle()
+    assert early == [True]
+
+
+@pytest.mark.parametrize("purpose", [Purpose.COMMITS, Purpose.TRIMS])
+def test_a_loop_that_stops_begins_what_its_last_turn_handed_in(loop: Loop, purpose: Purpose) -> None:
+    """The end of a turn may be the end of the loop."""
+    began = threading.Event()
+
+    def hand_in() -> None:
+        loop.offload(began.set, lambda _, __: None, purpose)
+        loop.stop()
+
+    loop.at_turn_end(hand_in)
+    loop.run()
+    assert began.wait(WAIT_S)
+
+
+def test_a_loop_that_fails_begins_what_its_last_turn_handed_in() -> None:
+    """A call that raises ends the loop, and closing it begins what was held."""
+    loop = Loop(SystemClock())
+    began = threading.Event()
+
+    def hand_in() -> None:
+        loop.offload(began.set, lambda _, __: None, Purpose.COMMITS)
+        raise ZeroDivisionError
+
+    loop.at_turn_end(hand_in)
+    with pytest.raises(ZeroDivisionError):
+        loop.run()
+    loop.close()
+    assert began.wait(WAIT_S)
+
+
+@pytest.mark.parametrize("purpose", [Purpose.COMMITS, Purpose.STORE])
+def test_each_call_is_made_once_whoever_is_woken(loop: Loop, purpose: Purpose) -> None:
+    """Four threads share a thousand short calls that come in bursts."""
+    made: list[int] = []
+
+    def burst(first: int) -> None:
+        for number in range(first, first + 100):
+            loop.offload(lambda number=number: made.append(number), lambda _, __: None, purpose)  # type: ignore[misc]
+
+    for first in range(0, 1000, 200):
+        loop.at_turn_end(lambda first=first: burst(first))  # type: ignore[misc]
+        loop.run_once(0.001)
+        burst(first + 100)
+    loop.run_until_idle()
+    assert sorted(made) == list(range(1000))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere threads are woken without a descriptor")
+def test_threads_that_have_ended_leave_no_descriptor() -> None:
+    """A loop that is closed, and its threads, close what they were woken by."""
+
+    def work_and_close() -> None:
+        loop = Loop(SystemClock())
+        held = Held(loop, Purpose.COMMITS, 8)
+        until(loop, lambda: held.most == SIZES[Purpose.COMMITS])
+        assert len(os.listdir("/proc/self/fd")) > before
+        held.let_go.set()
+        until(loop, lambda: held.ended == 8)
+        loop.close()
+
+    before = len(os.listdir("/proc/self/fd"))
+    work_and_close()
+    deadline = time.monotonic() + WAIT_S
+    while len(os.listdir("/proc/self/fd")) > before:
+        assert time.monotonic() < deadline
+        gc.collect()
+        time.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="an eventfd shows what was written to it")
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_thread_that_ends_after_its_loop_wakes_nobody_else(
+    monkeypatch: pytest.MonkeyPatch, heard: bool
+) -> None:
+    """The numbers of descriptors are used again: what the thread writes to must not belong to others by then."""
+    loop, write = Loop(SystemClock()), os.write
+    about_to_write, closed, written = threading.Event(), threading.Event(), threading.Event()
+
+    def late(fd: int, data: bytes) -> int:
+        about_to_write.set()
+        assert closed.wait(WAIT_S)
+        try:
+            return write(fd, data)
+        finally:
+            written.set()
+
+    monkeypatch.setattr(os, "write", late)
+    loop.offload(lambda: None, lambda _, __: None, Purpose.COMMITS)
+    assert about_to_write.wait(WAIT_S)
+    if heard:
+        loop.run_once(0.0)
+        assert not loop.threads.busy
+    loop.close()
+    others = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(8)]
+    closed.set()
+    assert written.wait(WAIT_S)
+    assert not select.select(others, [], [], 0)[0]
+    for fd in others:
+        os.close(fd)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a thread has a priority of its own on Linux alone")
