@@ -59,6 +59,7 @@ class Server:
     environment: Mapping[str, str] = field(default_factory=dict)
     after: Callable[[], None] | None = None
     process: subprocess.Popen[bytes] | None = None
+    used: dict[int, int] = field(default_factory=dict)
 
     def start(self, folder: Path) -> None:
         """Start it and wait until it accepts connections; raises `MissingError` with the end of its log."""
@@ -103,14 +104,13 @@ class Server:
         return found
 
     def cpu(self) -> int:
-        """Return the CPU time of all its processes, in ns."""
-        total = 0
+        """Return the CPU time of all its processes so far, in ns; one that has ended counts as it was last seen."""
         for pid in self.pids():
             try:
-                total += cpu_ns(pid)
+                self.used[pid] = cpu_ns(pid)
             except OSError:
                 continue  # it has just ended
-        return total
+        return sum(self.used.values())
 
     def pause(self, *, resume: bool = False) -> None:
         """Stop or continue all of its processes, so that an idle server costs the one that is measured nothing."""

@@ -140,6 +140,19 @@ def test_messages_that_a_non_reliable_topic_dropped_are_said(peers: Any) -> None
     assert "  Ister none, batch dropped 7 of 200 messages" in lines
 
 
+def test_the_cpu_time_of_a_server_never_goes_back(peers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that it started and that ends meanwhile keeps what it used: some servers start helpers."""
+    servers = importlib.import_module("peer_servers")
+    server = servers.Server(["some"], "", 0)
+    living = {1: 100, 2: 50}
+    monkeypatch.setattr(servers.Server, "pids", lambda _self: list(living))
+    monkeypatch.setattr(servers, "cpu_ns", lambda pid: living[pid])
+    assert server.cpu() == 150
+    del living[2]
+    living[1] = 130
+    assert server.cpu() == 180
+
+
 def test_a_system_that_fails_is_left_out_of_the_row_visibly(
     peers: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
