@@ -147,7 +147,7 @@ def ratio(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a line for each case."""
     rows = [
         [
-            each["case"],
+            _case(each["case"]),
             rounded(each["ister"]),
             rounded(each["road"]),
             f"{each['ratio']:.0%}",
@@ -155,7 +155,13 @@ def ratio(found: Sequence[Mapping[str, Any]]) -> list[str]:
         ]
         for each in found
     ]
-    return table(["strategy, bytes, calls", ">Ister", ">bare transfer", ">ratio", "rounds"], rows)
+    return table(["strategy, size, calls", ">Ister", ">bare transfer", ">ratio", "rounds"], rows)
+
+
+def _case(name: str) -> str:
+    strategy, size, api = name.split()
+    words = {"1024": "1 KiB", "16384": "16 KiB"}.get(size, f"{size} B")
+    return f"{strategy}, {words}, {'batch calls' if api == 'batch' else 'one call a message'}"
 
 
 def table_of(found: Any) -> list[str]:

@@ -95,4 +95,4 @@ def test_a_file_of_ratios_is_printed_as_a_table(tmp_path: Path) -> None:
     file.write_text(json.dumps([case]), encoding="utf-8")
     command = [sys.executable, str(BENCHMARKS / "tables.py"), str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
-    assert "| reliable 1024 message | 241,000 | 494,000 | 49% | 47% to 50% |" in done.stdout
+    assert "| reliable, 1 KiB, one call a message | 241,000 | 494,000 | 49% | 47% to 50% |" in done.stdout
