@@ -241,6 +241,21 @@ def lines_of(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def left_out(cases: Sequence[Case], found: Mapping[Case, Sequence[Any]], rounds: int) -> list[str]:
+    """Return which workloads were not measured, and which not as often as they should be."""
+    lines = []
+    for words, names in (
+        ("not measured", [case.name for case in cases if not found.get(case)]),
+        (
+            f"fewer than {rounds} rounds",
+            [case.name for case in cases if 0 < len(found.get(case, ())) < rounds],
+        ),
+    ):
+        if names:
+            lines.append(f"{words}, for want of time (--minutes) or by a failure: {', '.join(names)}")
+    return lines
+
+
 def main() -> int:
     """Run the suite, print it, and write results and page."""
     parse = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -278,9 +293,8 @@ def main() -> int:
     say("")
     entries = [entry(case, each) for case, each in found.items()]
     print("\n".join(lines_of(entries)))
-    short = [case.name for case in cases if len(found.get(case, ())) < rounds]
-    if short:
-        print(f"\nfewer than {rounds} rounds, for want of time or by a failure: {', '.join(short)}")
+    if lines := left_out(cases, found, rounds):
+        print("\n" + "\n".join(lines))
     made = document(told, entries)
     out = Path(given.out)
     out.parent.mkdir(parents=True, exist_ok=True)

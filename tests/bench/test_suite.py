@@ -106,6 +106,13 @@ def test_nothing_begins_after_the_time_is_over() -> None:
     found = suite.measured(cases, 3, 1.0, ".", lambda: len(ran) >= 7, lambda _text: None)
     assert len(ran) == 7
     assert sorted(len(rounds) for rounds in found.values()) == [1, 1, 1, 2, 2]
+    assert suite.left_out(cases, found, 2) == [
+        "fewer than 2 rounds, for want of time (--minutes) or by a failure: 0, 1, 2"
+    ]
+    assert suite.left_out(cases, {cases[1]: [1]}, 1) == [
+        "not measured, for want of time (--minutes) or by a failure: 0, 2, 3, 4"
+    ]
+    assert suite.left_out(cases, found, 1) == []
 
 
 def test_scaling_measures_what_the_cores_can_show() -> None:
