@@ -20,13 +20,21 @@ Buffer = bytes | bytearray | memoryview
 
 # Below this, copying is cheaper than a call through ctypes.
 IN_PLACE_BYTES_MIN = 2048
+# The same, where the address has to be asked for.
+ADDRESSED_BYTES_MIN = 48 << 10
 
 extend: Callable[[int, bytes], int] = google_crc32c.extend
 
 
 def crc32c(buffer: Buffer, seed: int = 0) -> int:
     """Return the CRC32C of `buffer`, continuing from the CRC32C `seed`."""
-    return extend(seed, buffer if type(buffer) is bytes else bytes(buffer))
+    if type(buffer) is bytes:
+        return extend(seed, buffer)
+    if len(buffer) >= ADDRESSED_BYTES_MIN and _crc32c_at is not None:
+        address = address_of(buffer)
+        if address is not None:
+            return _crc32c_at(seed, address, memoryview(buffer).nbytes)
+    return extend(seed, bytes(buffer))
 
 
 def _in_place() -> Callable[[int, int, int], int] | None:
@@ -65,20 +73,32 @@ class _PyBuffer(ctypes.Structure):
     )
 
 
-def address_of(buffer: Buffer) -> int | None:
-    """Return the address of a contiguous buffer; it stays valid as long as its owner lives."""
+def _buffer_calls() -> tuple[Callable[..., int], Callable[..., None]] | None:
+    """Return CPython's calls that pin a buffer and let it go, where there are any."""
     try:
-        acquire = ctypes.pythonapi.PyObject_GetBuffer
-        release = ctypes.pythonapi.PyBuffer_Release
+        acquire: Any = ctypes.pythonapi.PyObject_GetBuffer
+        release: Any = ctypes.pythonapi.PyBuffer_Release
     except AttributeError:
         return None
     acquire.argtypes = (ctypes.py_object, ctypes.POINTER(_PyBuffer), ctypes.c_int)
     release.argtypes = (ctypes.POINTER(_PyBuffer),)
+    return acquire, release
+
+
+_calls = _buffer_calls()
+
+
+def address_of(buffer: Buffer) -> int | None:
+    """Return the address of a contiguous buffer; it stays valid as long as its owner lives."""
+    if _calls is None:
+        return None
+    acquire, release = _calls
     found = _PyBuffer()
-    if acquire(buffer, ctypes.byref(found), 0) != 0:
+    at = ctypes.byref(found)
+    if acquire(buffer, at, 0) != 0:
         return None
     address: int | None = found.buf
-    release(ctypes.byref(found))
+    release(at)
     return address
 
 

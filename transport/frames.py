@@ -9,11 +9,11 @@ May touch: the socket it is given. Runs on the loop's thread.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import zmq
 
-from ister.sockets import has_message
+from ister.sockets import has_message, uncopied
 
 # Routing id, header, lengths, payloads, and three columns are seven.
 FRAMES_MAX: Final = 16
@@ -39,9 +39,10 @@ class FrameReader:
         self._skipping = False
         self._header: zmq.Frame | None = None
 
-    def take(self) -> list[bytes] | None:
-        """Return the next message, beginning with its routing id; None if there is none at present.
+    def take(self) -> list[Any] | None:
+        """Return the next message, beginning with its routing id and header; None if there is none at present.
 
+        These are bytes; large frames of the body are views of ZeroMQ's own memory, which they keep alive.
         Raises TooManyFramesError, once for each such message; the calls that follow discard the rest of it.
         """
         receive = self._receive
@@ -57,7 +58,7 @@ class FrameReader:
             if len(parts) == FRAMES_MAX:
                 self._skipping = bool(frame.more)
                 raise TooManyFramesError(parts[0], source_of(frame))
-            parts.append(frame.bytes)
+            parts.append(uncopied(frame))
         return parts
 
     def _skip(self) -> bool:

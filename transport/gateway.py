@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import zmq
 
@@ -208,7 +208,7 @@ class Gateway:
         passed = counts.frames_in + counts.frames_out, counts.bytes_in + counts.bytes_out
         return self.guard.look(*passed, drained=not has_message(self.socket))
 
-    def _take(self, parts: list[bytes], now_s: float) -> None:
+    def _take(self, parts: list[Any], now_s: float) -> None:
         routing, body = parts[0], parts[2:]
         header: Header = {}
         try:
@@ -226,7 +226,7 @@ class Gateway:
             log.exception("a frame of type %s could not be handled", header.get(Key.TYPE))
             self._answer_error(routing, header, RemoteError("internal", "the broker failed; see its log"))
 
-    def _handle(self, routing: bytes, header: Header, body: list[bytes], now_s: float) -> None:
+    def _handle(self, routing: bytes, header: Header, body: list[Buffer], now_s: float) -> None:
         events = self._events
         assert events is not None, "bind() was not called"
         kind = header[Key.TYPE]
@@ -239,7 +239,7 @@ class Gateway:
         session.heard_at_s = now_s
         if kind == Type.PUBLISH:
             _, handle = self.sessions.step(session, header)
-            frames: list[bytes] = body if len(body) != 1 else [pack_lengths(body), body[0]]
+            frames: list[Buffer] = body if len(body) != 1 else [pack_lengths(body), body[0]]
             columns = header.get(Key.COLUMNS, 0)
             limits = self.sessions.limits
             count = check_batch(

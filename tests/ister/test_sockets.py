@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import zmq
 
-from ister.sockets import has_message, receive, send
+from ister.sockets import UNCOPIED_BYTES_MIN, has_message, receive, send, uncopied
 
 Pair = tuple["zmq.Socket[bytes]", "zmq.Socket[bytes]"]
 
@@ -34,6 +34,27 @@ def test_a_message_arrives_with_its_frames(pair: Pair) -> None:
         assert has_message(other)
         assert receive(other) == [bytes(part) for part in parts]
         assert not has_message(other)
+
+
+def test_a_large_frame_goes_on_as_it_came_to_as_many_as_there_are(pair: Pair) -> None:
+    """It is not copied, and lasts as long as somebody has a view of it; a part of it is copied."""
+    one, other = pair
+    content = os.urandom(UNCOPIED_BYTES_MIN)
+    one.send(content)
+    frame: Any = other.recv(copy=False)
+    view = uncopied(frame)
+    assert type(view) is memoryview
+    assert view.obj is frame
+    del frame
+    for _ in range(2):
+        send(other, [b"head", view, view[1:]])
+        arrived = receive(one)
+        assert arrived == [b"head", content, content[1:]]
+    assert bytes(view) == content
+    one.send(content[1:])
+    small = uncopied(other.recv(copy=False))
+    assert small == content[1:]
+    assert type(small) is bytes
 
 
 def test_they_understand_pyzmq_and_the_other_way_round(pair: Pair) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from array import array
+from random import Random
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ister.storage.checksum import Checked, crc32c
+from ister.storage.checksum import ADDRESSED_BYTES_MIN, Checked, crc32c
 from ister.storage.record import (
     ATTRIBUTES,
     BATCH,
@@ -167,6 +168,14 @@ def test_the_checksum_in_place_is_the_checksum_of_a_copy(size: int) -> None:
     checked = Checked(memoryview(bytearray(contents)).toreadonly())
     assert checked.crc32c(3, 3 + size, 99) == crc32c(contents[3 : 3 + size], 99)
     assert crc32c(memoryview(contents)[3 : 3 + size], 99) == crc32c(bytearray(contents[3 : 3 + size]), 99)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, ADDRESSED_BYTES_MIN - 1, ADDRESSED_BYTES_MIN, 300_001])
+def test_the_checksum_of_a_view_is_that_of_its_bytes(size: int) -> None:
+    """Whether it is computed in place or of a copy, at any beginning, and also of what can be written to."""
+    content = Random(size).randbytes(size + 3)
+    for buffer in (memoryview(content)[3:], memoryview(bytearray(content))[3:], bytearray(content[3:])):
+        assert crc32c(buffer, 7) == crc32c(content[3:], 7)
 
 
 def test_the_checksum_is_crc32c() -> None:
