@@ -92,7 +92,7 @@ class Connection:
         self.leader: Wake | None = None
         self.followers: Waiters[Wake] = Waiters()
         self.touches = 0  # how often others moved frames since the background thread looked
-        self.led = False  # whether one of them waited for frames
+        self.attendance = Attendance()
         self.background = Wake()
         self.away = False  # the background thread leaves the socket to others for a moment
         self.background_until = 0.0  # when the background thread looks again by itself
@@ -189,6 +189,8 @@ class Connection:
         """Move frames for a thread that does not wait."""
         self.touches += 1
         self.pump()
+        if self.away:
+            self.recall()
 
     def service(self) -> None:
         """Do everything that is due: frames, timers, reconnecting."""
@@ -344,7 +346,6 @@ class Connection:
         """Run in the background thread until the connection is closed; after an exception, make the connection anew."""
         network = self.network
         wake = self.background
-        attendance = Attendance()
         look_away = TICK_S
         fds: tuple[int, ...]
         while True:
@@ -358,21 +359,27 @@ class Connection:
                         "the connection to %s failed and is made anew", self.endpoint
                     )
                 now = network.clock.monotonic()
-                leaves = attendance.leaves(self.touches, self.led, now, processor_s())
-                busy = leaves and not self.followers
-                self.away = not network.eager and (self.leader is not None or busy)
+                led = self.leader is not None
+                leaves = self.attendance.leaves(self.touches, led, now, processor_s())
+                self.away = not network.eager and leaves and (led or not self.followers)
                 if self.away:
                     look_away = doubled(look_away, TICK_LAST_S, 1) if self.touches <= TOUCHES_MAX else TICK_S
                     until, fds = now + look_away, ()
                 else:
                     look_away = TICK_S
                     until, fds = self.due, self.fds
-                self.touches, self.led = 0, False
+                self.touches = 0
                 self.background_until = until
             network.settle()
             poll(wake, fds, until - now)
         with network.lock:
             network.forget(self)
+
+    def recall(self) -> None:
+        """Call the background thread back, if nobody else would notice the receipts that are to come."""
+        unread = self.away and self.leader is None and self.session.awaiting
+        if unread and self.attendance.recall(self.network.clock.monotonic()):
+            self.background.set()
 
     def follow(self, wake: Wake) -> None:
         """Wake a thread whenever something has arrived; others move the frames."""

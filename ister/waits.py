@@ -91,7 +91,6 @@ class Waits:
                         if lead:
                             connection.leader = wake
                             connection.touches += 1
-                            connection.led = True
                         elif not done:
                             connection.followers.add(key, wake)
                         fds = connection.fds if lead else ()
@@ -163,3 +162,5 @@ def _let_lead(connection: Connection) -> None:
     follower = connection.followers.first()
     if follower is not None:
         follower.set()
+    else:
+        connection.recall()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ister.attendance import BUSY, TICK_S, TOUCHES_MAX, Attendance
+from ister.attendance import BUSY, RECALL_S_MAX, TICK_S, TOUCHES_MAX, Attendance
 
 
 class Program:
@@ -16,7 +16,7 @@ class Program:
         self.processor_s = 50.0
         self.look_s = look_s
 
-    def run(self, seconds: float, *, rate: float, busy: float, leads: bool = False) -> bool:
+    def run(self, seconds: float, *, rate: float, busy: float, waits: bool = False) -> bool:
         """Run for so long; return whether the thread leaves the socket to others at the end."""
         away, touches = False, 0.0
         for _ in range(round(seconds / self.look_s)):
@@ -24,7 +24,7 @@ class Program:
             self.processor_s += busy * self.look_s
             touches += rate * self.look_s
             moved, touches = int(touches), touches - int(touches)
-            away = self.attendance.leaves(moved, leads, self.now_s, self.processor_s)
+            away = self.attendance.leaves(moved, waits, self.now_s, self.processor_s)
         return away
 
 
@@ -44,15 +44,16 @@ def test_a_program_that_sends_all_the_time_is_left_alone(look_s: float) -> None:
 
 
 def test_a_program_that_waits_for_frames_itself_is_left_alone() -> None:
-    """Its waiting thread moves them, however little else it does."""
+    """Its waiting thread moves them, however little else it does; when it has what it waited for that ends."""
     program = Program()
-    assert program.run(1, rate=1000, busy=0.1, leads=True)
+    assert program.run(TICK_S, rate=0, busy=0.1, waits=True)
+    assert not program.run(TICK_S, rate=1000, busy=0.1)
 
 
 def test_a_program_that_hardly_moves_frames_needs_the_thread() -> None:
     """It may be busy with something else all the time."""
     program = Program()
-    assert not program.run(1, rate=TOUCHES_MAX / TICK_S / 2, busy=0.99, leads=True)
+    assert not program.run(1, rate=TOUCHES_MAX / TICK_S / 2, busy=0.99)
 
 
 def test_the_thread_comes_back_when_the_program_rests() -> None:
@@ -75,3 +76,27 @@ def test_half_of_a_core_is_busy() -> None:
     """The limit is where a waking thread would more often wait for the interpreter than not."""
     assert not Program().run(1, rate=1000, busy=BUSY - 0.05)
     assert Program().run(1, rate=1000, busy=BUSY + 0.05)
+
+
+def test_who_sends_and_does_not_wait_calls_the_thread_back() -> None:
+    """It left for a thread that waited, and that has gone: a receipt is noticed when it comes."""
+    program = Program()
+    assert program.run(TICK_S, rate=0, busy=0.1, waits=True)
+    for _ in range(100):
+        assert program.attendance.recall(program.now_s)
+        assert not program.attendance.recall(program.now_s)  # it is on its way
+        assert not program.run(TICK_S, rate=1000, busy=0.1)
+
+
+def test_calls_back_that_are_of_no_use_become_rare() -> None:
+    """A program that waits for each receipt is disturbed five times a second, and helped again as soon as it rests."""
+    program = Program(TICK_S / 10)
+    recalls = 0
+    for _ in range(1000):
+        recalls += program.attendance.recall(program.now_s)
+        assert program.run(TICK_S / 10, rate=2000, busy=0.4, waits=True)
+    assert 4 <= recalls <= 10
+    program.now_s += RECALL_S_MAX
+    assert program.attendance.recall(program.now_s)
+    assert not program.run(TICK_S / 10, rate=1000, busy=0.1)
+    assert program.attendance.recall(program.now_s)
