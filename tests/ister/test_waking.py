@@ -135,3 +135,24 @@ def test_of_many_threads_the_one_is_woken_that_is_meant(
                 thread.join(20)
                 assert not thread.is_alive()
         server.join(20)
+
+
+def test_a_receipt_is_noticed_after_a_thread_that_waited_has_gone(
+    client: ister.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The background thread left the socket to that thread for long, and who sends does not wait: it is called back."""
+    monkeypatch.setattr("ister.connection.TICK_S", 600.0)
+    monkeypatch.setattr("ister.connection.TICK_LAST_S", 600.0)
+    monkeypatch.setattr("ister.attendance.BUSY", 1000.0)  # whatever else this machine does
+    network = client.network
+    with client.producer("orders", linger_ms=0) as producer:
+        connection = network.connection_of(producer.publication)
+        deadline = network.clock.monotonic() + 20
+        while not connection.away:
+            connection.background.set()  # it looks while this thread waits
+            network.waits.wait(None, lambda: connection.away, network.clock.monotonic() + 0.02)
+            assert network.clock.monotonic() < deadline
+        for _ in range(3):
+            noticed = threading.Event()
+            producer.send(b"x").add_done_callback(lambda _, noticed=noticed: noticed.set())  # type: ignore[misc]
+            assert noticed.wait(20)
