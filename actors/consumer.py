@@ -391,11 +391,19 @@ class Consumer(LoopActor):
         return self.holding.moved_since_opened and not self.wire.is_opened_here
 
     def _acknowledge(self, header: Header) -> None:
-        holding = self.holding
-        ranges, settled = holding.acknowledge(holding.ranges(header[Key.RANGES]))
-        self._subscription.tell(
-            Acknowledged(self._key, ranges, header.get(Key.REF), settled, holding.holds_since_s())
-        )
+        holding, flat, ref = self.holding, header[Key.RANGES], header.get(Key.REF)
+        if (parcels := holding.acknowledge_parcels(flat)) is not None:
+            ranges = parcels[0].ranges
+            for parcel in parcels[1:]:
+                ranges += parcel.ranges
+            settled = sum(len(parcel.offsets) for parcel in parcels)
+            since_s = holding.holds_since_s()
+            self._subscription.tell(
+                Acknowledged(self._key, ranges, ref, settled, since_s, parcels=tuple(parcels))
+            )
+            return
+        ranges, settled = holding.acknowledge(holding.ranges(flat))
+        self._subscription.tell(Acknowledged(self._key, ranges, ref, settled, holding.holds_since_s()))
 
     def _acknowledge_until(self, header: Header) -> None:
         end, ref, holding = header[Key.OFFSET] + 1, header.get(Key.REF), self.holding

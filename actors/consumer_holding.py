@@ -15,7 +15,7 @@ from operator import lt
 from typing import TYPE_CHECKING, Final
 
 from ister.actors.in_hand import InHand
-from ister.actors.ledger import NEVER, Held, InFlight
+from ister.actors.ledger import NEVER, Held, InFlight, Parcel
 from ister.errors import RemoteError
 from ister.storage.ranges import RangeSet
 
@@ -71,7 +71,9 @@ class Holding:
             return False
         in_flight = self.in_flight
         if piece.scattered is not None:
-            in_flight.deliver_scattered(piece.scattered, piece.attempt, piece.failures)
+            in_flight.deliver_scattered(
+                piece.scattered, piece.attempt, piece.failures, piece.ranges, piece.flat
+            )
         else:
             for first, end in piece.parts:
                 in_flight.deliver(first, end, piece.attempt, NEVER, piece.failures)
@@ -148,6 +150,10 @@ class Holding:
                 "ack-unknown",
                 f"offset {end - 1} was never delivered here (delivered: below {self.delivered_end})",
             )
+
+    def acknowledge_parcels(self, flat: list[int]) -> list[Parcel] | None:
+        """Settle whole deliveries, whose ranges a frame has; None if it says something else, and nothing is done."""
+        return self.in_flight.settle_parcels(flat) if flat and self._since is None else None
 
     def acknowledge(self, ranges: tuple[Range, ...]) -> tuple[tuple[Range, ...], int]:
         """Settle acknowledged ranges; return those that count, and how many messages were in flight here."""

@@ -223,7 +223,9 @@ class WirePlace:
             header[Key.COLUMNS] = piece.columns
         if singly:
             header[Key.SINGLY] = True
-        if piece.ranges:
+        if piece.flat is not None:
+            header[Key.RANGES] = piece.flat
+        elif piece.ranges:
             header[Key.RANGES] = [number for pair in piece.ranges for number in pair]
         return header
 

@@ -2,9 +2,10 @@
 
 The lanes of `lanes.py` know each message. As long as a key is at the consumer that owns its slot, nothing of it came
 back and nothing of it waits in a lane, its messages need none: they wait for their consumer in groups, each the
-messages of one batch, in the order of the log, and of those in flight only the key is kept. What happens to single
-messages turns groups into lanes again: a message comes back, a consumer takes nothing, or so little at a time that its
-keys have to take turns. A key that goes to another consumer has a lane until nothing of it is in flight at the old one.
+messages of one sheet, in the order of the log, and of those in flight only the keys are kept, as long as their whole
+delivery is in flight. What happens to single messages turns groups into lanes again: a message comes back, a consumer
+takes nothing, or so little at a time that its keys have to take turns. A key that goes to another consumer has a lane
+until nothing of it is in flight at the old one.
 
 Invariants
 - a key does not wait in a group and in a lane at the same time; nor in a group while its lane is blocked
@@ -21,8 +22,9 @@ from typing import Final
 
 from ister.actors import lanes as of_lanes
 from ister.actors.lanes import Lane, Lanes, slot_of
-from ister.actors.ledger import Held
+from ister.actors.ledger import Held, messages_in
 from ister.actors.selection import Member
+from ister.actors.sheets import picked
 
 GROUPED_MAX: Final = 10_000  # messages that wait for one consumer in groups; more are left to the lanes
 # Where a consumer holds and may take fewer messages than this together, and one key has more than `HOT` times as many
@@ -33,7 +35,9 @@ LOOKED_AT: Final = 2_000  # of the messages that are next
 CALM: Final = 256  # they are looked at again when so many were taken, or others came
 # With more consumers all messages have lanes: what waits would have to be looked at for each that comes or goes.
 CONSUMERS_MAX: Final = 256
-KEYS_MAX: Final = 20_000  # keys whose consumer is known without a look at its slot; 100 bytes each
+KEYS_MAX: Final = (
+    20_000  # keys whose consumer is known without a look at its slot, before others come; 100 bytes each
+)
 
 
 class Group:
@@ -41,7 +45,7 @@ class Group:
 
     __slots__ = ("first", "indices", "keys")
 
-    def __init__(self, first: int, indices: list[int], keys: list[bytes]) -> None:
+    def __init__(self, first: int, indices: Sequence[int], keys: Sequence[bytes]) -> None:
         self.first = first  # the offset of the batch
         self.indices = indices
         self.keys = keys
@@ -76,6 +80,9 @@ class GroupedLanes(Lanes):
         self._waiting_groups: dict[Member, _Waiting] = {}  # of consumers that have any
         self._grouped = 0  # messages in them
         self._flying: dict[int, bytes] = {}  # by offset: the keys of messages in flight that have no lane
+        # the same of whole deliveries, by their first message: their offsets and keys
+        self._flights: dict[int, tuple[list[int], Sequence[bytes]]] = {}
+        self._in_flights = 0  # messages
         self._owner_of: dict[
             bytes, Member
         ] = {}  # by key, as far as was looked up since a slot changed its consumer
@@ -84,8 +91,14 @@ class GroupedLanes(Lanes):
 
     def attach(self, member: Member) -> None:
         """Give a consumer its share of the slots."""
-        before = self._begin_change()
-        super().attach(member)
+        self.attach_all((member,))
+
+    def attach_all(self, members: Iterable[Member]) -> None:
+        """Give each of some consumers its share of the slots, and bring what waits to them once."""
+        members = list(members)
+        before = self._begin_change(len(members))
+        for member in members:
+            super().attach(member)
         self._end_change(before)
 
     def detach(self, member: Member) -> None:
@@ -96,12 +109,12 @@ class GroupedLanes(Lanes):
         super().detach(member)
         self._end_change(before)
 
-    def _begin_change(self) -> list[Member | None]:
-        """Forget who owns which key; return who owns the slots."""
+    def _begin_change(self, more: int = 1) -> list[Member | None]:
+        """Forget who owns which key; return who owns the slots. At most so many `more` consumers come."""
         self._owner_of.clear()
-        if len(self._runnable) >= CONSUMERS_MAX:
+        if len(self._runnable) + more > CONSUMERS_MAX:
             self._dissolve_all()
-        return self._slots[:] if self._flying or self._waiting_groups else []
+        return self._slots[:] if self._flying or self._flights or self._waiting_groups else []
 
     def _end_change(self, before: list[Member | None]) -> None:
         """Bring what waits to those who own the slots now; what is in flight elsewhere has lanes, which wait for it."""
@@ -109,11 +122,15 @@ class GroupedLanes(Lanes):
             return
         slots, flying = self._slots, self._flying
         keys = set(flying.values())
+        keys.update(*[flight[1] for flight in self._flights.values()])
         for waiting in self._waiting_groups.values():
             keys.update(*[group.keys for group in waiting.groups])
         moved = {key for key in keys if slots[slot := slot_of(key)] is not before[slot]}
         if not moved:
             return
+        for flight in list(self._flights.values()):
+            if not moved.isdisjoint(flight[1]):
+                self._land(flight)
         for offset in [offset for offset, key in flying.items() if key in moved]:
             lane = self._put_in_lane(offset, before[slot_of(flying[offset])])
             if lane.queued_at is not None and lane.queued_at is not lane.owner:
@@ -159,33 +176,34 @@ class GroupedLanes(Lanes):
 
         Otherwise as `arrive`, for messages without failures.
         """
-        owners = list(map(self._owner_of.get, keys))
-        by_owner: dict[Member | None, list[int]] = defaultdict(list)
-        for begin, stop in parts:
-            for index in range(begin - first, stop - first):
-                by_owner[owners[index]].append(index)
-        if None in by_owner:
-            for index in by_owner.pop(None):
-                if (owner := self._look_up(keys[index])) is None:
-                    self.arrive(first + index, keys[index])
-                else:
-                    by_owner[owner].append(index)
-            for indices in by_owner.values():
-                indices.sort()
-        for owner, indices in by_owner.items():
+        if len(parts) == 1 and parts[0] == (first, first + len(keys)):
+            indices: Sequence[int] = range(len(keys))
+            here = keys
+        else:
+            indices = [index for begin, stop in parts for index in range(begin - first, stop - first)]
+            here = picked(keys, indices)
+        owner_of = self._owner_of
+        if len(owner_of) > KEYS_MAX:
+            owner_of.clear()
+        for key in dict.fromkeys(here).keys() - owner_of.keys():
+            self._look_up(key)
+        owners = list(map(owner_of.get, here))
+        by_owner: dict[Member | None, list[int]] = {owner: [] for owner in dict.fromkeys(owners)}
+        deque(map(list.append, map(by_owner.__getitem__, owners), indices), maxlen=0)  # a loop in C
+        for index in by_owner.pop(None, ()):  # without a key, or without a consumer
+            self.arrive(first + index, keys[index])
+        for owner, some in by_owner.items():
             assert owner is not None
-            self._arrive_at(owner, first, indices, [keys[index] for index in indices])
+            self._arrive_at(owner, first, some, picked(keys, some))
 
     def _look_up(self, key: bytes) -> Member | None:
         """Return who owns a key; None for none, and for messages without a key."""
         owner = self._slots[slot_of(key)] if key else None
         if owner is not None:
-            if len(self._owner_of) >= KEYS_MAX:
-                self._owner_of.clear()
             self._owner_of[key] = owner
         return owner
 
-    def _arrive_at(self, owner: Member, first: int, indices: list[int], keys: list[bytes]) -> None:
+    def _arrive_at(self, owner: Member, first: int, indices: list[int], keys: Sequence[bytes]) -> None:
         """Let messages wait for a consumer in a group, those of keys with a lane in that."""
         waiting = self._waiting_groups.get(owner)
         count = len(indices)
@@ -297,7 +315,9 @@ class GroupedLanes(Lanes):
         return None if self._free and self._free[0].offset < group.first + group.indices[0] else group
 
     def take_group(self, member: Member, count: int, offsets: Iterable[int]) -> None:
-        """Take the first `count` messages of the first group: those of `offsets` are in flight, the others done."""
+        """Take the first `count` messages of the first group: those of `offsets` are in flight, the others done, or
+        are told of by `fly`.
+        """
         waiting = self._waiting_groups[member]
         group = waiting.groups[0]
         self.waiting -= count
@@ -312,6 +332,23 @@ class GroupedLanes(Lanes):
         if not waiting.groups:
             del self._waiting_groups[member]
 
+    def fly(self, offsets: list[int], keys: Sequence[bytes]) -> None:
+        """Note that messages which were taken from groups are in flight, as one delivery."""
+        self._flights[offsets[0]] = (offsets, keys)
+        self._in_flights += len(offsets)
+
+    def _land(self, flight: tuple[list[int], Sequence[bytes]]) -> None:
+        """Know the messages of a delivery one by one, because something happens to single ones."""
+        offsets, keys = flight
+        del self._flights[offsets[0]]
+        self._in_flights -= len(offsets)
+        self._flying.update(zip(offsets, keys, strict=True))
+
+    def _land_all(self) -> dict[int, bytes]:
+        for flight in list(self._flights.values()):
+            self._land(flight)
+        return self._flying
+
     def has_work(self, member: Member) -> bool:
         """Say whether something waits for this consumer."""
         return member in self._waiting_groups or super().has_work(member)
@@ -319,16 +356,24 @@ class GroupedLanes(Lanes):
     @property
     def in_flight(self) -> int:
         """How many messages are in flight."""
-        return len(self._lane_of) + len(self._flying)
+        return len(self._lane_of) + len(self._flying) + self._in_flights
 
     def is_in_flight(self, offset: int) -> bool:
         """Say whether a message is in flight."""
-        return offset in self._flying or offset in self._lane_of
+        return offset in self._land_all() or offset in self._lane_of
 
     # ---- what comes back ----------------------------------------------------------------------------------------
 
     def settle(self, first: int, end: int) -> None:
         """Take [first, end) out of what is in flight."""
+        while first < end and (flight := self._flights.get(first)) is not None:
+            last = flight[0][-1]
+            if last >= end or last - first >= len(flight[0]):
+                break
+            self.settle_flight(flight[0])  # a whole delivery, of messages that follow each other
+            first = last + 1
+        if first >= end:
+            return
         before = self.in_flight
         for offset in self._flying_of(first, end):
             del self._flying[offset]
@@ -336,26 +381,37 @@ class GroupedLanes(Lanes):
         if self._waiting_groups and before - self.in_flight < end - first:
             self._dissolve_all()
 
+    def settle_flight(self, offsets: Sequence[int]) -> bool:
+        """Take a whole delivery out of what is in flight; False, and nothing is done, if it is not known as such."""
+        flight = self._flights.get(offsets[0])
+        if flight is None or flight[0] is not offsets:
+            return False
+        del self._flights[offsets[0]]
+        self._in_flights -= len(offsets)
+        return True
+
     def settle_all(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Do so for many ranges."""
-        flying = self._flying
-        if sum(end - first for first, end in ranges) > 2 * (len(ranges) + len(flying)):
+        if messages_in(ranges) > 2 * (len(ranges) + self.in_flight):
             for first, end in ranges:
                 self.settle(first, end)
             return
         offsets = list(chain.from_iterable(starmap(range, ranges)))
-        before = len(flying)
-        found = list(map(flying.pop, offsets, repeat(None)))
-        if before - len(flying) < len(offsets):
-            lane_of, strays = self._lane_of, False
-            for offset, key in zip(offsets, found, strict=True):
-                if key is None:
-                    if offset in lane_of:
-                        super().settle(offset, offset + 1)
-                    else:
-                        strays = True
-            if strays:  # some of what is done may still wait, which is looked at message by message
-                self._dissolve_all()
+        found = list(map(self._flying.pop, offsets, repeat(None)))
+        if None not in found:
+            return
+        rest = [offset for offset, key in zip(offsets, found, strict=True) if key is None]
+        strays = []
+        for offset in rest:
+            if offset in self._lane_of:
+                super().settle(offset, offset + 1)
+            else:
+                strays.append(offset)
+        if strays and self._flights:
+            flying = self._land_all()
+            strays = [offset for offset in strays if flying.pop(offset, None) is None]
+        if strays:  # some of what is done may still wait, which is looked at message by message
+            self._dissolve_all()
 
     def hold(self, first: int, end: int) -> None:
         """Block the keys of what is in flight of [first, end)."""
@@ -381,7 +437,7 @@ class GroupedLanes(Lanes):
                     self._dissolve(owner)
 
     def _flying_of(self, first: int, end: int) -> list[int]:
-        flying = self._flying
+        flying = self._land_all()
         if end - first > len(flying):
             return [offset for offset in flying if first <= offset < end]
         return [offset for offset in range(first, end) if offset in flying]

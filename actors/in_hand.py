@@ -60,6 +60,9 @@ class InHand:
         place = self._place
         self._place += len(offsets)
         known = min(max(self._told - place, 0), len(offsets))
+        if not known:  # the list itself, by which what is in flight knows the whole delivery again
+            self._waiting.append((place, offsets[0], offsets[-1] + 1, offsets))
+            return [], offsets
         taken, waiting = (offsets[:known], offsets[known:]) if known < len(offsets) else (offsets, [])
         if waiting:
             self._waiting.append((place + known, waiting[0], waiting[-1] + 1, waiting))

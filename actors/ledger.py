@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from itertools import chain, starmap
 from typing import Final
 
-from ister.actors.scattered import NEVER, Held, Scattered
+from ister.actors.scattered import NEVER, Held, Parcel, Scattered, messages_in
 from ister.backoff import doubled
 
-__all__ = ["NEVER", "Held", "InFlight", "Redelivery"]
+__all__ = ["NEVER", "Held", "InFlight", "Parcel", "Redelivery", "messages_in"]
 
 DELAY_MS_MAX: Final = (
     86_400_000  # a day: the longest delay of a refused message; longer waits belong elsewhere
@@ -56,9 +56,20 @@ class InFlight:
         self._put(Held(first, end, attempt, failures), deadline_s)
         self._bound_queue()
 
-    def deliver_scattered(self, offsets: Sequence[int], attempt: int, failures: int = 0) -> None:
+    def deliver_scattered(
+        self,
+        offsets: Sequence[int],
+        attempt: int,
+        failures: int = 0,
+        ranges: tuple[tuple[int, int], ...] = (),
+        flat: list[int] | None = None,
+    ) -> None:
         """Note a delivery of messages that lie apart, and are not in flight here yet; they have no deadline."""
-        self._scattered.deliver(offsets, attempt, failures)
+        self._scattered.deliver(offsets, attempt, failures, ranges, flat)
+
+    def settle_parcels(self, flat: list[int]) -> list[Parcel] | None:
+        """Take out whole scattered deliveries, of which `flat` has the ranges; None, and nothing done, if not so."""
+        return self._scattered.settle_parcels(flat)
 
     def _put(self, held: Held, deadline_s: float) -> None:
         firsts, first = self._firsts, held.first
@@ -92,7 +103,7 @@ class InFlight:
         """Take out many acknowledged ranges, ascending and not overlapping; return how many messages were here."""
         count = 0
         if self._scattered:
-            size = sum(end - first for first, end in ranges)
+            size = messages_in(ranges)
             if size > 2 * (len(ranges) + len(self._scattered)):
                 return sum(held.end - held.first for part in ranges for held in self.settle(*part))
             count = self._scattered.settle(list(chain.from_iterable(starmap(range, ranges))))

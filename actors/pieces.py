@@ -4,8 +4,7 @@ A batch that fits is sent as it is, the stored bytes unchanged. A batch larger t
 Consecutive small batches are joined up to `PIECE_BYTES`, so that a topic of single messages does not cost a frame per
 message. Sums over length tables run in C.
 
-Where single messages are chosen (Key-Shared, scattered redeliveries, delivery times), a batch is opened as a `Sheet`,
-and `gather` joins the chosen messages of several batches. This is the only place that looks at single messages.
+Single messages are chosen in `sheets.py`.
 
 Invariants
 - the messages of a piece are in the order of their offsets, each byte for byte as published
@@ -14,22 +13,11 @@ Invariants
 
 from __future__ import annotations
 
-from array import array
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Final, Protocol
 
-from ister.bodies import (
-    Buffer,
-    lengths_of,
-    pack_column,
-    pack_lengths,
-    split_column,
-    split_times,
-    sum_of_lengths,
-)
+from ister.bodies import Buffer, sum_of_lengths
 from ister.wire import Column
 
 PIECE_BYTES: Final = 64 << 10  # joining stops at this size, that of a producer's full batch
@@ -128,6 +116,7 @@ class Piece:
     failures: int = 0
     ranges: tuple[tuple[int, int], ...] = ()  # the offsets, if they are not consecutive
     scattered: list[int] | None = None  # each offset, if most of them are not consecutive
+    flat: list[int] | None = None  # `ranges` as one list, if it is at hand
 
     @property
     def parts(self) -> tuple[tuple[int, int], ...]:
@@ -254,184 +243,3 @@ def _join_columns(batches: Sequence[Batch], columns: Sequence[Buffer | None]) ->
     tables = [view[: 4 * batch.count] for batch, view in zip(batches, views, strict=True)]
     items = [view[4 * batch.count :] for batch, view in zip(batches, views, strict=True)]
     return b"".join(tables) + b"".join(items)
-
-
-# ---- single messages --------------------------------------------------------------------------------------------
-
-
-class Sheet:
-    """A batch opened for single messages; derived tables are computed once."""
-
-    __slots__ = ("_columns", "_ends", "_lengths", "batch", "end", "first")
-
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
-        self.first = batch.first_offset
-        self.end = batch.first_offset + batch.count
-        self._lengths: array[int] | None = None  # of each payload
-        self._ends: list[int] | None = None  # where each payload ends
-        self._columns: dict[int, list[bytes]] = {}
-
-    @property
-    def keys(self) -> list[bytes]:
-        """The keys, empty where a message has none."""
-        return self._column(Column.KEYS, self.batch.keys)
-
-    @property
-    def attributes(self) -> list[bytes]:
-        """The attributes as they are on the wire, empty where a message has none."""
-        return self._column(Column.ATTRIBUTES, self.batch.attributes)
-
-    @property
-    def deliver_at(self) -> array[int] | None:
-        """When the messages are to be delivered (unix ms, 0: at once); None where none is to wait."""
-        column = self.batch.deliver_at
-        return None if column is None else split_times(column, self.batch.count)
-
-    def _column(self, bit: int, column: Buffer | None) -> list[bytes]:
-        found = self._columns.get(bit)
-        if found is None:
-            count = self.batch.count
-            found = [b""] * count if column is None else split_column(column, count)
-            self._columns[bit] = found
-        return found
-
-    @property
-    def lengths(self) -> array[int]:
-        """The bytes of each payload."""
-        if self._lengths is None:
-            self._lengths = lengths_of(self.batch.lengths)
-        return self._lengths
-
-    @property
-    def ends(self) -> list[int]:
-        """Where each payload ends, in bytes from the first."""
-        if self._ends is None:
-            self._ends = list(accumulate(self.lengths))
-        return self._ends
-
-    def size(self, index: int) -> int:
-        """Return the bytes of one payload."""
-        ends = self.ends
-        return ends[index] - (ends[index - 1] if index else 0)
-
-    def payload(self, low: int, high: int) -> memoryview:
-        """Return the payloads of messages [low, high), end to end."""
-        ends = self.ends
-        return memoryview(self.batch.payload)[ends[low - 1] if low else 0 : ends[high - 1]]
-
-
-def gather(rows: Sequence[tuple[Sheet, int]], attempt: int, failures: int) -> Piece:
-    """Return chosen messages, in ascending order of offsets and with the same columns, as one piece."""
-    runs: list[tuple[Sheet, int, int]] = []
-    for sheet, index in rows:
-        if runs and runs[-1][0] is sheet and runs[-1][2] == index:
-            runs[-1] = (sheet, runs[-1][1], index + 1)
-        else:
-            runs.append((sheet, index, index + 1))
-    columns = runs[0][0].batch.columns
-    frames: list[Buffer] = [
-        b"".join([memoryview(sheet.batch.lengths)[4 * low : 4 * high] for sheet, low, high in runs]),
-        b"".join([sheet.payload(low, high) for sheet, low, high in runs]),
-    ]
-    if columns & Column.KEYS:
-        frames.append(pack_column([key for sheet, low, high in runs for key in sheet.keys[low:high]]))
-    if columns & Column.ATTRIBUTES:
-        items = [item for sheet, low, high in runs for item in sheet.attributes[low:high]]
-        frames.append(pack_column(items))
-    if columns & Column.DELIVER_AT:
-        tables = [memoryview(sheet.batch.deliver_at or b"")[8 * low : 8 * high] for sheet, low, high in runs]
-        frames.append(b"".join(tables))
-    timestamps: list[int] = []
-    ranges: list[tuple[int, int]] = []
-    for sheet, low, high in runs:
-        if len(timestamps) > 1 and timestamps[-1] == sheet.batch.timestamp_ms:
-            timestamps[-2] += high - low
-        else:
-            timestamps += (high - low, sheet.batch.timestamp_ms)
-        if ranges and ranges[-1][1] == sheet.first + low:
-            ranges[-1] = (ranges[-1][0], sheet.first + high)
-        else:
-            ranges.append((sheet.first + low, sheet.first + high))
-    return Piece(
-        ranges[0][0],
-        len(rows),
-        columns,
-        attempt,
-        tuple(timestamps),
-        tuple(frames),
-        sum(map(len, frames)),
-        failures,
-        tuple(ranges) if len(ranges) > 1 else (),
-    )
-
-
-@dataclass(slots=True)
-class Chosen:
-    """Messages of one batch that were chosen one by one, ascending, with their payloads and keys."""
-
-    sheet: Sheet
-    indices: list[int]
-    offsets: list[int]
-    payloads: list[bytes]
-    keys: Sequence[bytes]
-    bytes: int
-
-
-def choose(sheet: Sheet, indices: list[int], keys: Sequence[bytes], room: int) -> Chosen:
-    """Return the first messages of those with these indices, up to the one that fills `room` bytes; at least one."""
-    payload, ends, lengths = sheet.batch.payload, sheet.ends, sheet.lengths
-    sizes = [lengths[index] for index in indices]
-    size = sum(sizes)
-    if size > room:
-        count = bisect_left(list(accumulate(sizes)), room) + 1
-        indices, sizes = indices[:count], sizes[:count]
-        size = sum(sizes)
-    stops = [ends[index] for index in indices]
-    payloads = [bytes(payload[stop - length : stop]) for stop, length in zip(stops, sizes, strict=True)]
-    first = sheet.first
-    return Chosen(sheet, indices, [first + index for index in indices], payloads, keys[: len(indices)], size)
-
-
-def gather_chosen(chosen: Sequence[Chosen]) -> Piece:
-    """Return messages chosen from several batches with the same columns as one piece, delivered for the first time."""
-    columns = chosen[0].sheet.batch.columns
-    if len(chosen) == 1:
-        offsets, payloads, keys = chosen[0].offsets, chosen[0].payloads, chosen[0].keys
-    else:
-        offsets = [offset for each in chosen for offset in each.offsets]
-        payloads = [payload for each in chosen for payload in each.payloads]
-        keys = [key for each in chosen for key in each.keys]
-    frames: list[Buffer] = [pack_lengths(payloads), b"".join(payloads)]
-    if columns & Column.KEYS:
-        frames.append(pack_column(keys))
-    if columns & Column.ATTRIBUTES:
-        frames.append(
-            pack_column([each.sheet.attributes[index] for each in chosen for index in each.indices])
-        )
-    timestamps: list[int] = []
-    for each in chosen:
-        if timestamps and timestamps[-1] == each.sheet.batch.timestamp_ms:
-            timestamps[-2] += len(each.offsets)
-        else:
-            timestamps += (len(each.offsets), each.sheet.batch.timestamp_ms)
-    here = set(offsets)
-    ranges = tuple(
-        zip(
-            [offset for offset in offsets if offset - 1 not in here],
-            [offset + 1 for offset in offsets if offset + 1 not in here],
-            strict=True,
-        )
-    )
-    return Piece(
-        offsets[0],
-        len(offsets),
-        columns,
-        1,
-        tuple(timestamps),
-        tuple(frames),
-        sum(map(len, frames)),
-        0,
-        ranges if len(ranges) > 1 else (),
-        offsets if 2 * len(ranges) > len(offsets) > 1 else None,
-    )

@@ -18,7 +18,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from ister.actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, batch_bytes, copied, cut, join
+from ister.actors.pieces import PIECE_BYTES, Batch, Piece, batch_bytes, cut, join
+from ister.actors.sheets import Sheet, together
 from ister.errors import StorageError
 from ister.storage.wholereader import UNKNOWN, TieredReader
 from ister.wire import DELIVER_RECORDS_MAX
@@ -28,6 +29,7 @@ READ_BYTES: Final = 256 << 10  # read ahead of dispatch: a few pieces
 # subscription. Their tables take up to 20 MB, and the bytes are enough where consumers keep up.
 SHEETS_MESSAGES_MAX: Final = 100_000
 SHEETS_BYTES_MAX: Final = 16 << 20
+TOGETHER_BYTES: Final = 1 << 20  # of batches that are opened as one
 # When the limit of the process is reached, each subscription may still have this much, or one batch.
 SHEETS_BYTES_MIN: Final = 256 << 10
 
@@ -160,13 +162,47 @@ class Source:
         Raises what `TieredReader.read` raises.
         """
         if not self.ahead and self.next < self.durable_end:
-            assert self._reader is not None
-            records = self._reader.read(self.durable_end, READ_BYTES)
-            self.ahead.extend(records)
-            self._tell_skipped(self._reader)
-            if records:
-                self._count(records, self._reader.from_store)
+            self._read_on()
         return self.ahead[0] if self.ahead else None
+
+    def _read_on(self) -> bool:
+        """Read what follows what was read ahead; return whether there was anything."""
+        assert self._reader is not None
+        records = self._reader.read(self.durable_end, READ_BYTES)
+        self.ahead.extend(records)
+        self._tell_skipped(self._reader)
+        if records:
+            self._count(records, self._reader.from_store)
+        return bool(records)
+
+    def open_ahead(self, messages: int, too_old_ms: int = 0) -> Sheet:
+        """Open what was read ahead for single messages: the first batch, and those that follow it without a gap.
+
+        As many as have this many `messages` together and the same columns, and were published after `too_old_ms`. More
+        is read for that if necessary; what cannot be read is left to `read_ahead`.
+        """
+        ahead = self.ahead
+        batches = [ahead[0]]
+        count, size = batches[0].count, batch_bytes(batches[0])
+        most = SHEETS_BYTES_MIN if self._copied_too_much else TOGETHER_BYTES
+        while count < messages and size < most:
+            if len(batches) == len(ahead) and not self._may_read_on():
+                break
+            batch = ahead[len(batches)]
+            gap = batch.first_offset != batches[-1].first_offset + batches[-1].count
+            if gap or batch.columns != batches[0].columns or batch.timestamp_ms <= too_old_ms:
+                break
+            batches.append(batch)
+            count += batch.count
+            size += batch_bytes(batch)
+        return self._keep(batches)
+
+    def _may_read_on(self) -> bool:
+        assert self._reader is not None
+        try:
+            return self._reader.offset < self.durable_end and self._read_on()
+        except StorageError:  # raised again when everything before it was taken
+            return False
 
     def _tell_skipped(self, reader: TieredReader) -> None:
         skipped = reader.take_skipped()
@@ -192,6 +228,11 @@ class Source:
         self.next = end
         if end >= batch.first_offset + batch.count:
             self.ahead.popleft()
+
+    def take_through(self, end: int) -> None:
+        """Note that the batches read ahead were looked at up to `end`, where one of them ends."""
+        while self.ahead and self.next < end:
+            self.take_to(min(end, self.ahead[0].first_offset + self.ahead[0].count))
 
     def jump_to(self, offset: int) -> None:
         """Continue at an offset, without what is before."""
@@ -265,16 +306,25 @@ class Source:
 
     def keep_sheet(self, batch: Batch) -> Sheet:
         """Return a batch opened for single messages, and keep it for a while: it is used again soon."""
-        sheet = self._sheets.get(batch.first_offset)
-        if sheet is None:
-            sheet = self._sheets[batch.first_offset] = Sheet(copied(batch))
-            insort(self._firsts, batch.first_offset)
-            self._note_sheet(batch, 1)
+        return self._keep([batch])
+
+    def _keep(self, batches: Sequence[Batch]) -> Sheet:
+        first = batches[0].first_offset
+        sheet = self._sheets.get(first)
+        if sheet is None or sheet.end < batches[-1].first_offset + batches[-1].count:
+            if sheet is not None:
+                self._drop_sheet(first)
+            one = together(batches)
+            sheet = self._sheets[first] = Sheet(one, batches if len(batches) > 1 else ())
+            insort(self._firsts, first)
+            self._note_sheet(one, 1)
             while len(self._sheets) > 1 and self._keeps_too_much():
-                oldest = next(iter(self._sheets))
-                self._note_sheet(self._sheets.pop(oldest).batch, -1)
-                del self._firsts[bisect_right(self._firsts, oldest) - 1]
+                self._drop_sheet(next(iter(self._sheets)))
         return sheet
+
+    def _drop_sheet(self, first: int) -> None:
+        self._note_sheet(self._sheets.pop(first).batch, -1)
+        del self._firsts[bisect_right(self._firsts, first) - 1]
 
     def _note_sheet(self, batch: Batch, sign: int) -> None:
         size = sign * batch_bytes(batch)
@@ -287,7 +337,11 @@ class Source:
         size = self._sheets_bytes
         if self._sheets_messages > SHEETS_MESSAGES_MAX or size > SHEETS_BYTES_MAX:
             return True
-        return size > SHEETS_BYTES_MIN and self._reader is not None and self._reader.maps.copied_too_much
+        return size > SHEETS_BYTES_MIN and self._copied_too_much
+
+    @property
+    def _copied_too_much(self) -> bool:
+        return self._reader is not None and self._reader.maps.copied_too_much
 
     def _forget_sheets(self) -> None:
         if self._reader is not None:

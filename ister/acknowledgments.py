@@ -112,8 +112,13 @@ class Acknowledgments:
             self.flush()
 
     def add_runs(self, delivery: Delivery, runs: Ranges, now: float) -> None:
-        """Acknowledge half-open ranges of offsets of one delivery, ascending; at least one."""
+        """Acknowledge half-open ranges of offsets of one delivery, ascending; at least one.
+
+        They travel in one frame if they fit: the broker settles a delivery as a whole in a fraction of the time.
+        """
         if not self.silent and not self.is_void(delivery):
+            if len(self._ranges) + len(runs) > wire.RANGES_MAX:
+                self.flush()
             self._ranges += runs[:-1]
         self.add(delivery, *runs[-1], now)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ister.actors.ledger import Held
+from ister.actors.ledger import Held, Parcel
 from ister.actors.pieces import Piece
 from ister.actors.runtime import Ref
 from ister.actors.selection import BlockedBy
@@ -184,7 +184,7 @@ class Acknowledged:
     """These half-open ranges are acknowledged; with a ref, answer `Confirmed` once the journal has them.
 
     `settled` of their messages were in flight at this consumer. `since_s` is since when it holds its oldest message
-    now.
+    now. `parcels`: the ranges are those of these deliveries, one after the other.
     """
 
     key: int
@@ -192,6 +192,7 @@ class Acknowledged:
     ref: int | None
     settled: int
     since_s: float | None = field(default=None, compare=False)
+    parcels: tuple[Parcel, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,9 +61,9 @@ class Acknowledgments(SubscriptionPart):
         if self._stands_by and self._comes_too_late(command, command.ranges):
             return
         ranges = command.ranges
-        if len(ranges) >= MANY_RANGES:
+        if command.parcels or len(ranges) >= MANY_RANGES:
             if journal.note_all(ranges):
-                self._queue.settled_all(ranges)
+                self._queue.settled_all(ranges, command.parcels)
         else:
             for first, end in ranges:
                 if journal.note(first, end):

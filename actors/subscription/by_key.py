@@ -12,15 +12,17 @@ Invariants
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from ister.actors.explain_state import Holder, State
-from ister.actors.grouped_lanes import GroupedLanes
-from ister.actors.ledger import Held
+from ister.actors.grouped_lanes import Group, GroupedLanes
+from ister.actors.ledger import Held, Parcel
 from ister.actors.messages import Left
-from ister.actors.pieces import PIECE_BYTES, Chosen, Piece, Sheet, choose, gather, gather_chosen
+from ister.actors.pieces import PIECE_BYTES, Piece
 from ister.actors.selection import Member
+from ister.actors.sheets import Chosen, Sheet, choose, gather, gather_chosen
 from ister.actors.subscription.acknowledgments import HOLDERS_MAX
 from ister.actors.subscription.log_parts import SCATTERED_MAX, LogGiven, LogParts
 from ister.actors.subscription.parts import DISPATCH_BYTES_MAX, Delivery, Host
@@ -31,6 +33,9 @@ LOOK_AHEAD: Final = 5_000  # waiting messages
 LOOK_AHEAD_EACH: Final = 200  # for each consumer: what is sent together is worth its frame
 LOOK_AHEAD_MAX: Final = 25_000  # however many consumers there are
 LOOK_AHEAD_BATCHES: Final = 16
+# Messages of batches that follow each other which are looked at as if they were one batch: for each consumer, in all.
+TOGETHER_EACH: Final = 128
+TOGETHER_MAX: Final = 10_000
 # messages that were left in the log are read again this often, even while there are new ones
 REFILL_S: Final = 0.02
 IN_FLIGHT_MAX: Final = 300_000  # messages, some 100 bytes each; above this, nothing new is handed out
@@ -45,17 +50,27 @@ class ByKey(Delivery):
         self._journal, self._source, self._schedule = log.journal, log.source, log.schedule
         self._remembered, self._failures = log.remembered, log.failures
         self._acknowledgments = log.acknowledgments
-        self._lanes = GroupedLanes()
+        self._all_lanes = GroupedLanes()
+        self._arrived: list[Member] = []
         self._refill_s = 0.0
         self._full = False
         self.parts = (*log.parts, self)
 
     # ---- consumers ----------------------------------------------------------------------------------------------
 
+    @property
+    def _lanes(self) -> GroupedLanes:
+        """The lanes; consumers that have arrived since they were last used get their shares, all at once."""
+        lanes = self._all_lanes
+        if self._arrived:
+            members, self._arrived = self._arrived, []
+            lanes.attach_all(members)
+            lanes.called.update(dict.fromkeys(members))
+        return lanes
+
     def attached(self, member: Member) -> None:
-        """Give a consumer its share of the keys."""
-        self._lanes.attach(member)
-        self._lanes.called[member] = None
+        """Give a consumer its share of the keys, when that is next of importance."""
+        self._arrived.append(member)
 
     def detached(self, member: Member) -> None:
         """Give a consumer's keys to the others."""
@@ -160,7 +175,7 @@ class ByKey(Delivery):
                 if not rows:
                     raise
                 break  # send what was collected first
-            if sheet is None or self._schedule.is_expired(sheet.batch):
+            if sheet is None or self._schedule.is_too_old(sheet.timestamp_ms(offset - sheet.first)):
                 lanes.take(member, entry, deliver=False)
                 self._schedule.expire(offset, offset + 1)
                 continue
@@ -187,33 +202,43 @@ class ByKey(Delivery):
         left, room = min(member.messages, SCATTERED_MAX), PIECE_BYTES
         chosen: list[Chosen] = []
         while left > 0 and room > 0 and (group := lanes.following_group(member)) is not None:
+            first = group.first + group.indices[0]
             try:
-                sheet = source.sheet_at(group.first)
+                sheet = source.sheet_at(first)
             except IsterError:
                 if not chosen:
                     raise
                 break  # send what was collected first
-            if sheet is None or self._schedule.is_expired(sheet.batch):
-                first, indices = group.first, group.indices
-                lanes.take_group(member, len(indices), ())
-                for index in indices:
-                    self._schedule.expire(first + index, first + index + 1)
+            if sheet is None or self._schedule.is_too_old(sheet.timestamp_ms(first - sheet.first)):
+                lanes.take_group(member, 1, ())
+                self._schedule.expire(first, first + 1)
                 continue
             if chosen and (
-                sheet.batch.columns != chosen[0].sheet.batch.columns
-                or group.first + group.indices[0] < chosen[-1].offsets[-1]
+                sheet.batch.columns != chosen[0].sheet.batch.columns or first < chosen[-1].offsets[-1]
             ):
                 break
-            some = choose(sheet, group.indices[:left], group.keys, room)
-            lanes.take_group(member, len(some.offsets), some.offsets)
+            some = choose(sheet, self._here(sheet, group, left), group.keys, room)
+            lanes.take_group(member, len(some.offsets), ())
             chosen.append(some)
             left -= len(some.offsets)
             room -= some.bytes
         if not chosen:
             return 0
-        piece = gather_chosen(chosen)
+        piece, offsets, keys = gather_chosen(chosen)
+        lanes.fly(offsets, keys)
         self._subscription.deliver(member, piece)
         return piece.bytes
+
+    def _here(self, sheet: Sheet, group: Group, limit: int) -> Sequence[int]:
+        """Return the indices in a sheet of those messages of a group that it has, at most `limit` of them.
+
+        The sheet in which they came may have been dropped meanwhile. Messages that expire go with those of their time.
+        """
+        indices, moved = group.indices[:limit], group.first - sheet.first
+        if moved:
+            indices = [index + moved for index in indices]
+        stop = sheet.stop_of(indices[0]) if self._schedule.expires else sheet.end - sheet.first
+        return indices if indices[-1] < stop else indices[: bisect_left(indices, stop)]
 
     # ---- reading ------------------------------------------------------------------------------------------------
 
@@ -280,13 +305,13 @@ class ByKey(Delivery):
                 source.jump_to(behind)
                 return True
         else:
+            knows = self._remembered.knows(source.next)
+            if batch.deliver_at is None and not knows:
+                return self._look_together(first)
             sheet = source.keep_sheet(batch)
             keys, times = sheet.keys, sheet.deliver_at
             now_ms = self._subscription.clock.time_ms()
-            arrive, knows = self._lanes.arrive, self._remembered.knows(source.next)
-            if times is None and not knows:
-                self._lanes.arrive_together(sheet.first, keys, pending)
-                pending = []
+            arrive = self._lanes.arrive
             for begin, stop in pending:
                 for index in range(begin - sheet.first, stop - sheet.first):
                     if times is not None and times[index] > batch.timestamp_ms:
@@ -300,6 +325,16 @@ class ByKey(Delivery):
         source.take_to(end)  # before anything else is read, which may fail
         if times is not None:
             self._schedule.look()
+        return True
+
+    def _look_together(self, first: int) -> bool:
+        """Let the lanes see the next batches from `first` on, whose messages need not be told apart."""
+        source = self._source
+        consumers = len(self._subscription.consumers)
+        sheet = source.open_ahead(min(TOGETHER_EACH * consumers, TOGETHER_MAX), self._schedule.too_old_ms())
+        self._lanes.arrive_together(sheet.first, sheet.keys, self._journal.cursor.pending(first, sheet.end))
+        self._schedule.look_at(sheet.end - first)
+        source.take_through(sheet.end)
         return True
 
     def take_due(self) -> None:
@@ -343,9 +378,14 @@ class ByKey(Delivery):
         self._lanes.settle(first, end)
         self._subscription.wake()
 
-    def settled_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+    def settled_all(self, ranges: Sequence[tuple[int, int]], parcels: Sequence[Parcel] = ()) -> None:
         """Let the keys of all these messages continue."""
-        self._lanes.settle_all(ranges)
+        lanes = self._lanes
+        if not parcels:
+            lanes.settle_all(ranges)
+        for parcel in parcels:
+            if not lanes.settle_flight(parcel.offsets):
+                lanes.settle_all(parcel.ranges)
         self._subscription.wake()
 
     def acknowledged(self) -> None:
@@ -363,9 +403,8 @@ class ByKey(Delivery):
 
     def forget(self) -> None:
         """Start with empty lanes for the present consumers."""
-        self._lanes = GroupedLanes()
-        for member in self._subscription.consumers.roster.members:
-            self.attached(member)
+        self._all_lanes = GroupedLanes()
+        self._arrived = self._subscription.consumers.roster.members
 
     # ---- what it reports ----------------------------------------------------------------------------------------
 

@@ -16,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from ister.actors.explain_state import State
-from ister.actors.ledger import Held, Redelivery
+from ister.actors.ledger import Held, Parcel, Redelivery
 from ister.actors.messages import Left
-from ister.actors.pieces import PIECE_BYTES, Batch, Piece, Sheet, cut, gather
+from ister.actors.pieces import PIECE_BYTES, Batch, Piece, cut
 from ister.actors.selection import Member
+from ister.actors.sheets import Sheet, gather
 from ister.actors.subscription.log_parts import SCATTERED_MAX, LogGiven, LogParts
 from ister.actors.subscription.parts import Delivery, Host
 from ister.errors import StorageError
@@ -221,7 +222,11 @@ class InOrder(Delivery):
         if self._failures.poison.blocking:
             self._subscription.wake()
 
-    def settled_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+    def settled_all(
+        self,
+        ranges: Sequence[tuple[int, int]],
+        parcels: Sequence[Parcel] = (),  # noqa: ARG002
+    ) -> None:
         """Do so for many ranges."""
         self.settled(*ranges[0])
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Protocol
 
 from ister.actors.explain_state import State
-from ister.actors.ledger import Held
+from ister.actors.ledger import Held, Parcel
 from ister.actors.loop import Call, Scheduler, Timer
 from ister.actors.messages import Left, NodeStarted, TopicFailed
 from ister.actors.pieces import Piece
@@ -162,8 +162,8 @@ class Queue(Protocol):
     def settled(self, first: int, end: int) -> None:
         """The messages [first, end) are acknowledged, or need no delivery any more."""
 
-    def settled_all(self, ranges: Sequence[tuple[int, int]]) -> None:
-        """The same of many ranges, which ascend and do not overlap."""
+    def settled_all(self, ranges: Sequence[tuple[int, int]], parcels: Sequence[Parcel] = ()) -> None:
+        """The same of many ranges, which ascend and do not overlap: if given, those of these deliveries."""
 
     def acknowledged(self) -> None:
         """Something was acknowledged: there may be room for more."""

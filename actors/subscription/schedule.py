@@ -244,7 +244,16 @@ class Schedule(SubscriptionPart):
 
     def is_expired(self, batch: Batch) -> bool:
         """Say whether the messages of a batch have expired."""
-        return bool(self._ttl_ms) and batch.timestamp_ms <= self.too_old_ms()
+        return self.is_too_old(batch.timestamp_ms)
+
+    def is_too_old(self, timestamp_ms: int) -> bool:
+        """Say whether messages that were published then have expired."""
+        return bool(self._ttl_ms) and timestamp_ms <= self.too_old_ms()
+
+    @property
+    def expires(self) -> bool:
+        """Whether messages expire at all."""
+        return bool(self._ttl_ms)
 
     def expire(self, first: int, end: int) -> None:
         """Mark expired messages as done; they are counted and reported to the consumers."""

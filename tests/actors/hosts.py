@@ -8,7 +8,7 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
-from ister.actors.ledger import Held
+from ister.actors.ledger import Held, Parcel
 from ister.actors.loop import Call, Timer
 from ister.actors.messages import AttachConsumer, Attached, Notice
 from ister.actors.pieces import Piece, RelayedBatch
@@ -181,7 +181,7 @@ class StubQueue:
     def settled(self, first: int, end: int) -> None:
         self.settles.append((first, end))
 
-    def settled_all(self, ranges: Sequence[tuple[int, int]]) -> None:
+    def settled_all(self, ranges: Sequence[tuple[int, int]], parcels: Sequence[Parcel] = ()) -> None:
         self.settles.extend(ranges)
 
     def acknowledged(self) -> None:

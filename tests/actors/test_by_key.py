@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from ister.actors.grouped_lanes import GroupedLanes
 from ister.actors.ledger import Held
 from ister.actors.messages import Acknowledged, Returned, Seek
+from ister.actors.pieces import copied
+from ister.actors.selection import Member
+from ister.actors.sheets import Sheet
 from ister.actors.subscription import by_key as module
 from ister.actors.subscription.acknowledgments import Acknowledgments
 from ister.actors.subscription.by_key import ByKey
@@ -114,6 +118,59 @@ def test_so_much_is_in_flight_and_not_more(monkeypatch: pytest.MonkeyPatch) -> N
     assert bench.delivery.state()["tracked_full"] is True
     bench.part(Acknowledgments).on_acknowledged(Acknowledged(1, ((0, 2),), None, 2))
     assert offsets(bench) == [2]
+
+
+def test_a_message_that_was_skipped_takes_no_other_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are looked at together; where an operator had one skipped, the others are delivered."""
+    bench = keyed()
+    source = bench.part(LogAccess).source
+
+    def sheet_at(offset: int) -> Sheet | None:
+        batch = source.batch_at(offset)
+        return None if offset in (2, 3) or batch is None else Sheet(copied(batch))
+
+    monkeypatch.setattr(source, "sheet_at", sheet_at)  # as after the sheet was dropped
+    for key in (b"a", b"b", b"c"):
+        bench.publish(b"x", b"x", key=key)
+    assert offsets(bench) == [0, 1, 4, 5]
+
+
+def test_messages_expire_with_those_of_their_time() -> None:
+    """Batches that are looked at together keep their own times, also when the topic has a time to live only later."""
+    bench = keyed()
+    bench.host.consumers.roster.set_credit(1, 1, 1 << 20)
+    for key in (b"a", b"b", b"c"):
+        bench.publish(b"x", b"x", key=key)
+        bench.host.time.now_s += 2
+    assert offsets(bench) == [0]
+    bench.host.topic.settings["message_ttl_ms"] = 5_000
+    for part in bench.host.parts:
+        part.topic_updated()
+    bench.host.consumers.roster.set_credit(1, 10, 1 << 20)
+    bench.delivery.credited(1, 10)
+    assert offsets(bench) == [2, 3, 4, 5]
+
+
+def test_consumers_that_come_together_have_their_shares_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits is brought to its consumers once for all that have come since it was last looked at."""
+    bench = keyed()
+    bench.publish(b"x", key=b"first")
+    assert offsets(bench) == [0]
+    changes: list[int] = []
+    attach_all = GroupedLanes.attach_all
+
+    def counted(lanes: GroupedLanes, members: list[Member]) -> None:
+        changes.append(len(members))
+        attach_all(lanes, members)
+
+    monkeypatch.setattr(GroupedLanes, "attach_all", counted)
+    for key in range(2, 6):
+        bench.host.attach(key)
+    for key in range(50):
+        bench.publish(b"x", key=b"%d" % key)
+    assert sorted(offsets(bench)) == list(range(1, 51))
+    assert changes == [4]
+    assert all(member.outstanding for member in bench.host.consumers.roster.members)
 
 
 def test_who_holds_a_key_is_said() -> None:

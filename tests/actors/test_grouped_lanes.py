@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import invariant, rule
+from hypothesis.stateful import invariant, precondition, rule
 
 from ister.actors import grouped_lanes as module
 from ister.actors import lanes
@@ -29,6 +29,8 @@ class GroupedMachine(LanesMachine):
 
     def __init__(self) -> None:
         super().__init__(GroupedLanes)
+        self.flies = False
+        self.flights: list[list[int]] = []
         self.patch.setattr(module, "GROUPED_MAX", 12)
         self.patch.setattr(module, "WINDOW_MIN", 2)
         self.patch.setattr(module, "HOT", 2)
@@ -83,6 +85,7 @@ class GroupedMachine(LanesMachine):
             return super().deliver_one(member)
         assert group is mine.following_group(member)
         offsets = [group.first + index for index in group.indices[: max(1, member.messages // 2)]]
+        keys = group.keys[: len(offsets)]
         for offset in offsets:
             message = self.log[offset]
             assert message.place == "waiting"
@@ -91,8 +94,48 @@ class GroupedMachine(LanesMachine):
             self.check_order(offset)
             message.place, message.holder, message.held = "flight", member.key, False
             member.messages -= 1
-        mine.take_group(member, len(offsets), offsets)
+        if self.flies:
+            mine.take_group(member, len(offsets), ())
+            mine.fly(offsets, keys)
+            self.flights = [*self.flights[-3:], offsets]
+        else:
+            mine.take_group(member, len(offsets), offsets)
+        self.flies = not self.flies
         return True
+
+    @precondition(lambda self: self.flights)
+    @rule(which=st.integers(0, 3))
+    def settle_flight(self, which: int) -> None:
+        """Settle a whole delivery: it is known as such until something happened to one of its messages."""
+        offsets = self.flights[which % len(self.flights)]
+        if self.lanes.settle_flight(offsets):
+            for offset in offsets:
+                assert self.log[offset].place == "flight"
+                self.log[offset].acknowledged, self.log[offset].place = True, "gone"
+            assert not self.lanes.settle_flight(offsets)
+
+    @precondition(lambda self: self.flights)
+    @rule(which=st.integers(0, 3))
+    def settle_its_ranges(self, which: int) -> None:
+        """Settle the messages of a delivery, which may have come back meanwhile, by their ranges."""
+        offsets = self.flights[which % len(self.flights)]
+        self.lanes.settle_all([(offset, offset + 1) for offset in offsets])
+        for message in [self.log[offset] for offset in offsets]:
+            message.acknowledged = True
+            if message.place not in ("waiting", "asleep"):
+                message.place = "gone"
+        self.forget_naps()
+
+    @rule(count=st.integers(2, 3), messages=st.integers(0, 12))
+    def come_together(self, count: int, messages: int) -> None:
+        members = []
+        for _ in range(count):
+            self.ages += 1
+            member = Member(self.ages, 0, self.ages, messages, 1 << 20, sparse=True)
+            self.members[self.ages] = member
+            members.append(member)
+        self.lanes.attach_all(members)
+        self.lanes.called.update(dict.fromkeys(members))
 
     def turn(self, member: Member, key: bytes) -> None:
         """Groups go before the next turn of a lane."""
@@ -115,7 +158,10 @@ class GroupedMachine(LanesMachine):
             keys = {key for group in waiting.groups for key in group.keys}
             assert all(mine._slots[slot_of(key)] is member for key in keys)
             assert not any(mine._lanes[key].waiting for key in keys & mine._lanes.keys())
-        for offset, key in mine._flying.items():
+        flying_of = dict(mine._flying)
+        for offsets, its_keys in mine._flights.values():
+            flying_of.update(zip(offsets, its_keys, strict=True))
+        for offset, key in flying_of.items():
             owner = mine._slots[slot_of(key)]
             assert owner is not None
             assert owner.key == self.log[offset].holder

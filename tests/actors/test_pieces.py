@@ -10,7 +10,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ister.actors.pieces import Piece, RelayedBatch, Sheet, batch_bytes, cut, gather, join, whole
+from ister.actors.pieces import Piece, RelayedBatch, batch_bytes, cut, join, whole
+from ister.actors.sheets import Sheet, gather
 from ister.wire import Column
 from tests.raw_client import batch, split
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ister.actors.pieces import RelayedBatch
 from ister.actors.source import SHEETS_BYTES_MAX, SHEETS_BYTES_MIN, Source
 from ister.bodies import pack_column, pack_lengths
 from ister.clock import SystemClock
+from ister.errors import DamagedError
 from ister.storage.disk import LocalDisk
 from ister.storage.segment_maps import COPIED_BYTES_MAX, SegmentMaps
 from ister.storage.wal import Wal, WalSettings
@@ -87,6 +91,62 @@ def test_what_is_kept_of_large_messages_is_bounded_in_bytes(log: Log) -> None:
     assert again.keys == [b"k"]
     source.release()
     assert log.maps.copied_bytes == 0
+
+
+def test_batches_are_opened_together_up_to_a_limit(log: Log) -> None:
+    """A megabyte, or as many messages as are asked for; when the process keeps too much, as little as before."""
+    source = log.source()
+    assert source.read_ahead() is not None
+    sheet = source.open_ahead(3)
+    assert (sheet.first, sheet.end, sheet.keys) == (0, 3, [b"k"] * 3)
+    source.take_through(sheet.end)
+    assert source.next == 3
+    assert source.read_ahead() is not None
+    sheet = source.open_ahead(100)
+    assert (sheet.first, sheet.end) == (3, 9)
+    assert source.sheet_at(8) is sheet
+    source.take_through(sheet.end)
+    assert source.read_ahead() is not None
+    log.maps.copied_bytes += COPIED_BYTES_MAX
+    sheet = source.open_ahead(100)
+    assert (sheet.first, sheet.end) == (9, 11)
+
+
+@pytest.mark.parametrize(
+    ("second", "end"),
+    [
+        ({}, 20),
+        ({"first_offset": 11}, 10),  # a gap: an operator had something skipped
+        ({"columns": 2, "keys": None, "attributes": bytes(40)}, 10),
+        ({"timestamp_ms": 4}, 10),  # it has expired
+    ],
+)
+def test_batches_that_differ_are_not_opened_together(log: Log, second: dict[str, Any], end: int) -> None:
+    """Not those with other columns, not over a gap, and none that has expired."""
+    source = log.source()
+    one = RelayedBatch(0, 10, 5, 1, bytes(40), b"", bytes(40))
+    source.ahead.extend([one, replace(one, **{"first_offset": 10, **second})])
+    assert source.open_ahead(20, too_old_ms=4).end == end
+
+
+def test_what_cannot_be_read_does_not_hold_up_what_was_read(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is an error when everything before it was taken."""
+    source = log.source()
+    assert source.read_ahead() is not None
+    reader = source._reader
+    assert reader is not None
+
+    def fails(*_: object) -> list[Any]:
+        raise DamagedError("broken")
+
+    monkeypatch.setattr(reader, "read", fails)
+    sheet = source.open_ahead(100)
+    assert sheet.first == 0
+    source.take_through(sheet.end)
+    with pytest.raises(DamagedError):
+        source.read_ahead()
 
 
 def test_no_deleted_segment_is_kept(log: Log) -> None:

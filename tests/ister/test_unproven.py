@@ -30,6 +30,19 @@ def acknowledge(talk: Talk, attachment: Attachment, delivery: object, *offsets: 
     attachment.tick(talk.now)
 
 
+def test_the_acknowledgments_of_a_delivery_travel_in_one_frame(talk: Talk) -> None:
+    """What was gathered before goes first where both do not fit a frame: the broker settles whole deliveries."""
+    attachment = given(talk, 1000)
+    (delivery,) = attachment.handing.queue
+    talk.said()
+    first = [(offset, offset + 1) for offset in range(0, 500, 2)]
+    second = [(offset, offset + 1) for offset in range(500, 1100, 2)]
+    attachment.acks.add_runs(delivery, first[:200], talk.now)
+    attachment.acks.add_runs(delivery, second, talk.now)
+    sent = [header[Key.RANGES] for header in talk.said() if header[Key.TYPE] == Type.ACK]
+    assert sent == [[number for part in runs for number in part] for runs in (first[:200], second)]
+
+
 def break_and_resume(talk: Talk) -> list[int]:
     """Lose the connection, resume the session, and return the offsets acknowledged again."""
     talk.said()
