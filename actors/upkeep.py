@@ -142,6 +142,9 @@ class Upkeep:
             return math.inf  # its end is told
         if self.retention.acknowledged and acknowledged is not None and acknowledged >= wal.sealed_end:
             return math.inf  # nothing is left for them
+        newest = len(wal.sealed()) == 1 and not wal.set_aside() and wal.next_offset == wal.sealed_end
+        if newest and not self.retention.acknowledged:
+            return math.inf  # it stays until something after it is durable
         return due_in_ms(wal.sealed(), self.retention, self._host.clock.time_ms()) / 1000
 
     def _trimmed(self, wal: Wal, trim: Trim, error: BaseException | None) -> None:

@@ -566,6 +566,26 @@ def test_retention_that_is_not_due_costs_nothing(
     assert (start_of(stage) > 0) == ("retention_ms" in settings)
 
 
+def test_the_last_segment_is_not_looked_at_again_and_again(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays beyond its age, because the log continues after it; what follows lets it go."""
+    looks = count_looks(stage, monkeypatch)
+    fill(stage, 50, retention_ms=60_000)
+    stage.advance(100)
+    upload(stage)
+    stage.advance(300)
+    (last,) = stage.actor("topic", "orders").wal.sealed()
+    del looks[:]
+    stage.advance(600)
+    assert looks == []
+    producer = stage.at_topic("orders")
+    producer.open_producer(1, "orders", 8)
+    publish(producer, 0, 1)
+    stage.advance(10)
+    assert last not in stage.actor("topic", "orders").wal.sealed()
+
+
 def test_a_clock_that_was_set_makes_due_what_is_old_then(stage: Stage) -> None:
     """A topic that waits for a time of day looks at it again within seconds."""
     fill(stage, 50, retention_ms=7 * 86_400_000)
