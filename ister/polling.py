@@ -10,11 +10,16 @@ import select
 
 
 class Wake:
-    """A file descriptor that is readable after `set`: what wakes one thread from `poll`."""
+    """A file descriptor that is readable after `set`: what wakes one thread from `poll`.
 
-    __slots__ = ("_write", "fd")
+    Most waits end without a `set`, by what has arrived. Then `clear` reads nothing: that would be an exception, a tenth
+    of what a lone message costs its program. Set at the same moment, it may wake the next wait in vain.
+    """
+
+    __slots__ = ("_set", "_write", "fd")
 
     def __init__(self) -> None:
+        self._set = False
         if hasattr(os, "eventfd"):
             self.fd = self._write = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         else:  # macOS
@@ -24,6 +29,7 @@ class Wake:
 
     def set(self) -> None:
         """Wake the thread, now or when it polls next."""
+        self._set = True
         try:
             os.write(self._write, b"\x01\0\0\0\0\0\0\0")
         except OSError:
@@ -31,6 +37,12 @@ class Wake:
 
     def clear(self) -> None:
         """Forget earlier calls of `set`."""
+        if self._set:
+            self.drain()
+
+    def drain(self) -> None:
+        """Forget earlier calls of `set`, also one that was not seen to be made."""
+        self._set = False
         try:
             os.read(self.fd, 64)
         except OSError:
@@ -52,6 +64,6 @@ def poll(wake: Wake, fds: tuple[int, ...], timeout_s: float) -> None:
     milliseconds = None if timeout_s > 3600 else max(0, int(timeout_s * 1000 + 0.999))
     for fd, event in poller.poll(milliseconds):
         if fd == wake.fd:
-            wake.clear()
+            wake.drain()
         elif event & select.POLLNVAL:
             return  # the socket was closed meanwhile

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 import threading
 import time
 from collections import Counter
@@ -14,7 +16,7 @@ import ister
 import ister.aio
 from ister import testing
 from ister.errors import ClosedError, ConnectionLostError
-from ister.polling import Wake
+from ister.polling import Wake, poll
 from ister.receiver import Receiver
 from ister.waking import News, Waiters
 
@@ -25,6 +27,39 @@ def about(*keys: object, everything: bool = False) -> News:
     news.keys.update(keys)
     news.everything = everything
     return news
+
+
+def test_a_wake_that_nobody_set_is_cleared_without_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading nothing is an exception, which every lone message would pay for."""
+    wake = Wake()
+    reads: list[int] = []
+    read = os.read
+
+    def counted(fd: int, size: int) -> bytes:
+        reads.append(fd)
+        return read(fd, size)
+
+    monkeypatch.setattr(os, "read", counted)
+    wake.clear()
+    assert not reads
+    wake.set()
+    wake.clear()
+    wake.clear()
+    assert reads == [wake.fd]
+    monkeypatch.undo()
+    wake.close()
+
+
+def test_a_wake_that_is_set_while_it_is_cleared_wakes_the_next_wait_at_most_once() -> None:
+    """The flag and the descriptor may differ for a moment; what is left in the descriptor is read by the next poll."""
+    wake, started = Wake(), time.monotonic()
+    wake.set()
+    wake._set = False
+    wake.clear()
+    poll(wake, (), 60)
+    assert time.monotonic() - started < 50
+    assert not select.select([wake.fd], [], [], 0)[0]
+    wake.close()
 
 
 def test_news_concern_those_who_wait_for_them() -> None:
