@@ -12,8 +12,9 @@ import select
 class Wake:
     """A file descriptor that is readable after `set`: what wakes one thread from `poll`.
 
-    Most waits end without a `set`, by what has arrived. Then `clear` reads nothing: that would be an exception, a tenth
-    of what a lone message costs its program. Set at the same moment, it may wake the next wait in vain.
+    Most waits end without a `set`, by what has arrived. Then `clear` reads nothing: that would be an exception, some
+    microseconds of the hundred that a lone message costs its program. Set at the same moment, it may wake the next wait
+    in vain.
     """
 
     __slots__ = ("_set", "_write", "fd")
