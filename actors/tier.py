@@ -36,6 +36,9 @@ from ister.storage.folders import cursor_path, log_folder
 from ister.storage.objectstore import ObjectStore
 from ister.wire import encode_result
 
+# Where many topics upload small segments, a store's answer takes longer than the bytes: so many topics may each have
+# all uploads that a topic may have. What is sent at once is bounded by the store, in bytes.
+TOPICS_SIDE_BY_SIDE: Final = 2
 # Uploads and downloads block their threads: as many as may be in progress, and some for listings and claims.
 SPARE_THREADS: Final = 4
 BROKER_FILE: Final = "broker-id"
@@ -70,8 +73,9 @@ def run_tier(context: ProcessContext) -> None:
     """Compose the tier: the target of its process. Raises `UsageError` and `StoreError` for a store it cannot use."""
     given: TierProcessSettings = context.settings
     store = open_store(given.store, keep_reserve=True)
-    for purpose in (Purpose.UPLOADS, Purpose.FETCHES):
-        context.loop.threads.resize(purpose, given.settings.tier.upload_parallel)
+    parallel = given.settings.tier.upload_parallel
+    context.loop.threads.resize(Purpose.UPLOADS, TOPICS_SIDE_BY_SIDE * parallel)
+    context.loop.threads.resize(Purpose.FETCHES, parallel)
     context.system.spawn(TierFrontend, FRONTEND_PATH, context, given.store)
     spawn_tier(context.system, store, LocalDisk(), given.data, given.settings.tier)
     context.ready()

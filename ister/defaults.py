@@ -373,8 +373,14 @@ class TierSettings(_Section, frozen=True, kw_only=True):
 
     upload_parallel: Annotated[
         int,
-        _number("uploads", 1, 64, "Segments on their way at once; each holds one segment in memory."),
-    ] = 2
+        _number(
+            "uploads",
+            1,
+            64,
+            "Segments of a topic on their way to the store at once, and twice as many of all topics together. A store "
+            "that takes long over each takes more with more; each that is being sent takes up to 40 MB of memory.",
+        ),
+    ] = 4
     upload_retry_ms_min: Annotated[
         int,
         _number("ms", 1, 60_000, "The wait after a first failed upload; doubled for each one that follows."),

@@ -19,7 +19,8 @@ from typing import Any, Final
 
 from ister.clock import Clock, SystemClock
 from ister.errors import DiskFullError, StoreError
-from ister.storage.checksum import Buffer, crc32c
+from ister.storage.checksum import Buffer
+from ister.storage.checksum import crc32c as crc32c_of
 from ister.storage.disk import Disk, LocalDisk
 from ister.storage.objectstore import (
     PAGE_OBJECTS_MAX,
@@ -28,6 +29,7 @@ from ister.storage.objectstore import (
     check_name,
     mismatch,
     missing,
+    reading,
     unchecked,
 )
 from ister.storage.reserve import PIECE_BYTES, Reserve
@@ -52,6 +54,8 @@ _NOT_OURS: Final = frozenset(
     (errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)
 )
 _TEMPORARY: Final = ".tmp"
+# A piece that stays in the processor's cache between its reading and its checksum.
+READ_BYTES: Final = 1 << 20
 
 
 def _parse_meta(name: str, contents: bytes) -> ObjectInfo:
@@ -145,32 +149,40 @@ class FolderStore:
         self, name: str, data: Buffer, *, metadata: Mapping[str, str] | None = None, crc32c: int | None = None
     ) -> bool:
         """Create an object; return False if the name is taken. Raises StoreError."""
-        return self._put(name, data, None, metadata, crc32c)
+        return self._put(name, data, len(data), crc32c_of(data), metadata, crc32c)
 
     def put_file_if_absent(
         self, name: str, path: str, *, metadata: Mapping[str, str] | None = None, crc32c: int | None = None
     ) -> bool:
         """Create an object as a hard link to `path`, or as a copy if links are not supported. Raises StoreError."""
-        try:
-            data = self._disk.read(path)
-        except OSError as error:
-            raise StoreError(f"{path} cannot be read for object {name!r}: {error}") from error
-        return self._put(name, data, path, metadata, crc32c)
+        with reading(path, name):
+            size, checksum = self._summed(path)
+        return self._put(name, path, size, checksum, metadata, crc32c)
+
+    def _summed(self, path: str) -> tuple[int, int]:
+        """Return a file's size and CRC32C. Reading by pieces costs less than as a whole, in time and memory."""
+        size, checksum = self._disk.size(path), 0
+        for start in range(0, size, READ_BYTES):
+            checksum = crc32c_of(self._disk.read(path, start, READ_BYTES), checksum)
+        return size, checksum
 
     def _put(
         self,
         name: str,
-        data: Buffer,
-        path: str | None,
+        source: Buffer | str,
+        size: int,
+        checksum: int,
         metadata: Mapping[str, str] | None,
         expected: int | None,
     ) -> bool:
+        if expected is not None and expected != checksum:
+            raise mismatch(name, checksum, expected)
         reserve = self._reserve
         while True:
             try:
-                done = self._put_once(name, data, path, metadata, expected)
+                done = self._put_once(name, source, size, checksum, metadata)
             except DiskFullError:
-                small = path is not None or len(data) <= PIECE_BYTES
+                small = isinstance(source, str) or size <= PIECE_BYTES
                 if reserve is None or not small or not reserve.give():
                     raise
             else:
@@ -181,18 +193,15 @@ class FolderStore:
     def _put_once(
         self,
         name: str,
-        data: Buffer,
-        path: str | None,
+        source: Buffer | str,
+        size: int,
+        checksum: int,
         metadata: Mapping[str, str] | None,
-        expected: int | None,
     ) -> bool:
         place = places(check_name(name))[0]
         target = self._at(place.path)
-        checksum = crc32c(data)
-        if expected is not None and expected != checksum:
-            raise mismatch(name, checksum, expected)
         about: dict[str, Any] = {
-            "size": len(data),
+            "size": size,
             "crc32c": checksum,
             "metadata": dict(metadata or {}),
             "created_ms": self._clock.time_ms(),
@@ -219,19 +228,22 @@ class FolderStore:
                 temporary.clear()
                 disk.sync_folder(os.path.dirname(meta))
                 try:
-                    if path is None:
-                        temporary.append(self._write(data))
-                        disk.link(temporary[0], target)
+                    if isinstance(source, str):
+                        disk.link(source, target)
                     else:
-                        disk.link(path, target)
+                        temporary.append(self._write(source))
+                        disk.link(temporary[0], target)
                 except FileExistsError:
                     return self._taken(name)
                 except OSError as error:
                     if error.errno not in _NO_LINKS:
                         raise
                     # Another file system, or one without links: inside the lock a rename creates it as atomically.
-                    if not temporary:
-                        temporary.append(self._write(data))
+                    if isinstance(source, str):
+                        copy = disk.read(source)
+                        if (found := crc32c_of(copy)) != checksum:
+                            raise mismatch(name, found, checksum) from error
+                        temporary.append(self._write(copy))
                     disk.rename(temporary[0], target)
                     temporary.clear()
             disk.sync_folder(os.path.dirname(target))
@@ -299,7 +311,7 @@ class FolderStore:
             raise missing(name)
         if info.crc32c is None:
             raise unchecked(name, info.problem)
-        if (found := crc32c(data)) != info.crc32c:
+        if (found := crc32c_of(data)) != info.crc32c:
             raise mismatch(name, found, info.crc32c)
         return data
 

@@ -50,6 +50,7 @@ from ister.storage.objectstore import (
     check_name,
     mismatch,
     missing,
+    reading,
     unchecked,
 )
 from ister.storage.segment import SEGMENT_BYTES_MAX
@@ -230,8 +231,14 @@ class GcsStore:
     def _blob(self, client: storage.Client, name: str) -> storage.Blob:
         return client.bucket(self.bucket).blob(self.prefix + name)
 
-    def _check(self, name: str) -> None:
+    def _check(self, name: str, size: int = 0) -> None:
         check_name(name)
+        if size > SEGMENT_BYTES_MAX:
+            raise StoreError(
+                f"object {name!r} of {size} bytes is over {SEGMENT_BYTES_MAX}, what one request creates",
+                code="object-too-large",
+                action="fix",
+            )
         if len(self.prefix) + len(name) > NAME_BYTES_MAX:
             raise StoreError(
                 f"{self.prefix}{name[:80]} is over {NAME_BYTES_MAX} bytes", code="invalid-name", action="fix"
@@ -246,13 +253,11 @@ class GcsStore:
 
         Raises StoreError; with action `retry` the object may be there or not.
         """
-        self._check(name)
-        if len(data) > SEGMENT_BYTES_MAX:
-            raise StoreError(
-                f"object {name!r} of {len(data)} bytes is over {SEGMENT_BYTES_MAX}, what one request creates",
-                code="object-too-large",
-                action="fix",
-            )
+        self._check(name, len(data))
+        with self._transfers.of(len(data), self._deadline_s):
+            return self._put(name, data, metadata, crc32c)
+
+    def _put(self, name: str, data: Buffer, metadata: Mapping[str, str] | None, crc32c: int | None) -> bool:
         body = data if type(data) is bytes else bytes(data)
         checksum = checksum_of(body)
         if crc32c is not None and crc32c != checksum:
@@ -282,8 +287,7 @@ class GcsStore:
                 raise mismatch(name, stored, checksum)
             return True
 
-        with self._transfers.of(len(body), self._deadline_s):
-            return self._call(f"create {name!r}", "storage.objects.create", work)
+        return self._call(f"create {name!r}", "storage.objects.create", work)
 
     def _is_mine(self, client: storage.Client, name: str, mine: str, unsure: bool) -> bool:
         """Return whether an existing object was created by an attempt of this call, whose answer was lost."""
@@ -300,12 +304,14 @@ class GcsStore:
     def put_file_if_absent(
         self, name: str, path: str, *, metadata: Mapping[str, str] | None = None, crc32c: int | None = None
     ) -> bool:
-        """Create an object of a file's bytes, otherwise as `put_if_absent`."""
-        try:
-            data = self._disk.read(path)
-        except OSError as error:
-            raise StoreError(f"{path} cannot be read for object {name!r}: {error}") from error
-        return self.put_if_absent(name, data, metadata=metadata, crc32c=crc32c)
+        """Create an object of a file's bytes, otherwise as `put_if_absent`; it is read once its transfer may begin."""
+        with reading(path, name):
+            size = self._disk.size(path)
+        self._check(name, size)
+        with self._transfers.of(size, self._deadline_s):
+            with reading(path, name):
+                data = self._disk.read(path)
+            return self._put(name, data, metadata, crc32c)
 
     def delete(self, name: str) -> bool:
         """Delete an object; return False if there is none. Raises StoreError."""

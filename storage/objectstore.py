@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -114,6 +115,15 @@ def unchecked(name: str, problem: str = "") -> StoreError:
         code="checksum-missing",
         action="stop",
     )
+
+
+@contextmanager
+def reading(path: str, name: str) -> Iterator[None]:
+    """Raise StoreError where a file cannot be read that is to become an object."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read for object {name!r}: {error}") from error
 
 
 def mismatch(name: str, found: int, expected: int) -> StoreError:

@@ -16,6 +16,7 @@ import pytest
 
 from ister.errors import StoreError, UsageError
 from ister.storage.addresses import open_store
+from ister.storage.disk import LocalDisk
 from ister.storage.gcs import GcsStore
 from ister.storage.objectstore import ObjectInfo
 from tests.faultproxy import TO_ANY, Fault, FaultProxy
@@ -208,6 +209,40 @@ def test_too_large_an_object_is_refused_here(store: GcsStore, proxy: FaultProxy)
         store.put_if_absent("a", bytes((8 << 20) + 1))
     assert (refused.value.code, refused.value.action) == ("object-too-large", "fix")
     assert proxy.requests == []
+
+
+def test_a_file_is_read_when_its_transfer_may_begin(
+    emulator: Emulator, make_store: MakeStore, tmp_path: Path
+) -> None:
+    """However many uploads wait for room, no more files are in memory than may be in transit."""
+    path = tmp_path / "segment"
+    path.write_bytes(BODY)
+    held, most, lock = 0, 0, threading.Lock()
+
+    class Counting(LocalDisk):
+        def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
+            nonlocal held, most
+            with lock:
+                held += 1
+                most = max(most, held)
+            return super().read(path, start, length)
+
+    with FaultProxy(emulator.url, probability=1.0, kinds=("slow",), delay_s=0.02) as proxy:
+        store = make_store(proxy.url, transfer_bytes_max=2 * len(BODY), disk=Counting())
+        real = store._call
+
+        def call(*given: object) -> object:
+            nonlocal held
+            try:
+                return real(*given)  # type: ignore[arg-type]
+            finally:
+                with lock:
+                    held -= 1
+
+        store._call = call  # type: ignore[assignment, method-assign]
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(lambda number: store.put_file_if_absent(f"t/{number}", str(path)), range(8)))
+    assert most == 2
 
 
 def test_bytes_on_their_way_are_bounded(emulator: Emulator, make_store: MakeStore) -> None:

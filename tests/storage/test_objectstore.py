@@ -15,7 +15,7 @@ import pytest
 from ister.errors import StoreError
 from ister.storage.checksum import crc32c
 from ister.storage.disk import LocalDisk
-from ister.storage.folderstore import FolderStore
+from ister.storage.folderstore import READ_BYTES, FolderStore
 from ister.storage.simulated import SimulatedDisk
 
 
@@ -42,6 +42,39 @@ def test_where_links_do_not_work_the_file_is_copied(tmp_path: Path) -> None:
     assert store.put_if_absent("s/2", b"y")
     assert (store.get("s/1"), store.get("s/2")) == (b"x", b"y")
     assert path.stat().st_ino != (tmp_path / "store" / "s" / "1").stat().st_ino
+
+
+def test_a_copy_of_a_file_that_has_changed_is_refused(tmp_path: Path) -> None:
+    """An object of bytes that are not those of its checksum would never be readable."""
+    path = tmp_path / "segment"
+    path.write_bytes(b"x")
+
+    class Changing(LocalDisk):
+        def link(self, source: str, target: str) -> None:
+            path.write_bytes(b"y")
+            raise OSError(errno.EXDEV, "no links here")
+
+    store = FolderStore(str(tmp_path / "store"), Changing())
+    with pytest.raises(StoreError) as refused:
+        store.put_file_if_absent("s/1", str(path))
+    assert refused.value.code == "object-damaged"
+    assert store.head("s/1") is None
+
+
+def test_a_segment_is_read_in_pieces(tmp_path: Path) -> None:
+    """Many uploads at once hold no segment in memory; the checksum is that of the whole."""
+    path, asked = tmp_path / "segment", []
+    path.write_bytes(Random(7).randbytes(2 * READ_BYTES + 5))
+
+    class Noting(LocalDisk):
+        def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
+            asked.append(length)
+            return super().read(path, start, length)
+
+    store = FolderStore(str(tmp_path / "store"), Noting())
+    assert store.put_file_if_absent("s/1", str(path))
+    assert asked == [READ_BYTES] * 3
+    assert store.get("s/1") == path.read_bytes()
 
 
 def test_bytes_that_rotted_are_not_returned(tmp_path: Path) -> None:
