@@ -303,6 +303,9 @@ class Uploader(LoopActor):
         plan = self._history.plan
         sealed = sorted((self._damaged | self._sealed).values(), key=lambda segment: segment.base)
         while (segment := plan.next(sealed)) is not None:
+            # After a failure one upload tries whether the store is back.
+            if self.writer.failure is not None and plan.in_flight:
+                return
             plan.begin(segment)
             self._upload(segment, self._history)
 
