@@ -3,9 +3,9 @@
 A check keeps a core busy for seconds or minutes. In a thread of a worker it would hold the interpreter lock every other
 half millisecond, and each receipt would wait for it several times. So the process that checks
 
-- runs only when nothing else wants the core (Linux: SCHED_IDLE, which lowers the priority of its reads as well). On a
-  machine that is busy all the time it would never end that way, so one that gets nowhere is started again at a low
-  priority (nice);
+- runs only when nothing else of the broker wants the core (Linux: SCHED_IDLE, which lowers the priority of its reads as
+  well; it counts within a session or control group). On a machine that is busy all the time it might never end that
+  way, so one that gets nowhere is started again at a low priority (nice);
 - works in bursts and rests in between, the longer the more often others interrupt it (`pacing.py`), and leaves the page
   cache as it found it;
 - waits for its turn: one log is checked at a time, whichever worker it belongs to;
