@@ -158,6 +158,7 @@ class SubscriptionModel:
         self.follows: PatternModel | None = None
         self.by_consumers = False  # it is created by the first consumer
         self.began_s = float("inf")  # when a client was told that it exists
+        self.opens = 0  # requests to open it, answered or not
         self.consumers: list[ConsumerModel] = []
         self.holds: dict[int, Hold] = {}
         self.acknowledged: set[int] = (
