@@ -58,8 +58,9 @@ class TopicLog:
     """The log of `host`'s topic, which is told of its events.
 
     `open_log(known_end)` opens it; it must reach `known_end`. `erase` forgets it, and returns the deletion of its
-    folder, which may run in any thread and raises OSError. `is_held(wal)` says whether something else runs on a log;
-    that calls `released(wal)` when it ends. `on_committed(wal)` is called when a commit has ended, after which segments
+    folder, which may run in any thread and raises OSError; `erased` is called when nothing of it is left.
+    `is_held(wal)` says whether something else runs on a log; that calls `released(wal)` when it ends.
+    `on_committed(wal)` is called when a commit has ended, after which segments
     may be sealed permanently.
     """
 
@@ -71,6 +72,7 @@ class TopicLog:
         *,
         open_log: Callable[[int], Wal],
         erase: Callable[[], Callable[[], None]],
+        erased: Callable[[], None],
         commits: Commits,
         is_held: Callable[[Wal], bool],
         on_committed: Callable[[Wal], None],
@@ -81,6 +83,7 @@ class TopicLog:
         self._waits_for_sync = meta.durability != "os"
         self._open_log = open_log
         self._erase = erase
+        self._erased = erased
         self._commits = commits
         self._is_held = is_held
         self._on_committed = on_committed
@@ -198,8 +201,8 @@ class TopicLog:
 
         def deleted(_: None, error: BaseException | None) -> None:
             if error is None:
-                return
-            if isinstance(error, OSError) and tries > 1:  # a spare segment was just being created there
+                self._erased()
+            elif isinstance(error, OSError) and tries > 1:  # a spare segment was just being created there
                 loop.call_later(ERASE_RETRY_S, lambda: self._erase_folder(tries - 1))
             else:
                 log.warning("the log of deleted topic %s is still there: %s", self._topic, error)

@@ -36,6 +36,7 @@ from ister.actors.messages import (
     Locate,
     Located,
     LocateSubscription,
+    LogErased,
     NotRestored,
     Refused,
     Restored,
@@ -182,6 +183,7 @@ class Directory(LoopActor):
             self._erasing.delete_left()
         else:
             self._homes.went(change.node)
+            self._erasing.node_gone(change.node)
             self._gatherings.node_gone(change.node)
             self._topics.forget_ephemerals(change.node)
 
@@ -231,6 +233,11 @@ class Directory(LoopActor):
     def on_erased(self, command: Erased) -> None:
         """Forget a deleted topic: the store has nothing of it any more, or it belongs to another broker there."""
         self._erasing.erased(command)
+
+    @receives(LogErased)
+    def on_log_erased(self, command: LogErased) -> None:
+        """Note that a worker has deleted all files of a deleted topic's log."""
+        self._erasing.log_erased(command)
 
     # ---- questions ----------------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ something may be left. It uses the catalogue and mail; files and objects are del
 Invariants
 - a deleted topic leaves the catalogue's list of topics to erase only when nothing of it is left here either
 - a process that has not confirmed its deletion is asked again soon, or when it is up; the store is asked now and then
+- a log whose process ended before all its files were deleted is deleted once more when that is up
 - a topic that was deleted since the broker started is not restored from the store, whatever a listing says
 """
 
@@ -18,7 +19,7 @@ from typing import Any, Final
 from ister.actors.addresses import FETCHER_PATH
 from ister.actors.directory.gathering import Answers, Gatherings
 from ister.actors.directory.homes import Homes
-from ister.actors.messages import WITH_TOPIC, DropCache, Erased, EraseStored
+from ister.actors.messages import WITH_TOPIC, DropCache, Erased, EraseStored, LogErased
 from ister.actors.registry import Registry
 from ister.actors.runtime import Address
 from ister.errors import RemoteError, StorageError
@@ -53,6 +54,10 @@ class Erasing:
         # Deleted topics that may have left files behind, because a worker was not up: their subscriptions there, and
         # whether the log is among the files.
         self._left: dict[bytes, tuple[TopicMeta, list[SubscriptionMeta], bool]] = {}
+        # Deleted topics whose log's files are being deleted in a thread of a worker, after the worker has confirmed the
+        # deletion. `_interrupted` are those whose worker ended meanwhile, before the others had confirmed theirs.
+        self._logs: dict[bytes, TopicMeta] = {}
+        self._interrupted: set[bytes] = set()
 
     # ---- what is known ------------------------------------------------------------------------------------------
 
@@ -92,6 +97,7 @@ class Erasing:
         if reliable:
             self._deleted.add(topic.incarnation)
             self._leaving[topic.incarnation] = None
+            self._logs[topic.incarnation] = topic
         log.info("topic %s deleted, with %d subscriptions", name, len(subscriptions))
         of_log = self._gatherings.ticket()
         tickets = {self._gatherings.ticket(): subscription for subscription in subscriptions}
@@ -99,8 +105,9 @@ class Erasing:
 
         def finish(answers: Answers) -> dict[str, Any]:
             said = self._leaving.pop(topic.incarnation, None)
-            if len(answers) < len(nodes):
-                self._note_left(topic, tickets, of_log not in answers, answers)
+            with_log = self._is_log_left(topic, confirmed=of_log in answers)
+            if len(answers) < len(nodes) or with_log:
+                self._note_left(topic, tickets, with_log, answers)
             if said is not None:
                 self._note_erased(said)
             if whole and len(answers) < len(nodes):
@@ -127,6 +134,8 @@ class Erasing:
 
     def _delete_rest(self, topic: TopicMeta, subscriptions: list[SubscriptionMeta], with_log: bool) -> None:
         self._leaving[topic.incarnation] = None
+        if with_log:
+            self._logs[topic.incarnation] = topic
         tickets = {self._gatherings.ticket(): subscription for subscription in subscriptions}
         of_log = self._gatherings.ticket()
         nodes = self._nodes(tickets)
@@ -135,8 +144,9 @@ class Erasing:
 
         def finish(answers: Answers) -> None:
             self._leaving.pop(topic.incarnation, None)
-            if len(answers) < len(nodes):
-                self._note_left(topic, tickets, with_log and of_log not in answers, answers)
+            log_left = with_log and self._is_log_left(topic, confirmed=of_log in answers)
+            if len(answers) < len(nodes) or log_left:
+                self._note_left(topic, tickets, log_left, answers)
                 return
             log.info("the remains of deleted topic %s were deleted here, too", topic.name)
             del self._left[topic.incarnation]
@@ -144,6 +154,28 @@ class Erasing:
 
         self._gatherings.gather(self._address, 0, nodes, finish, partial=True, takes_no=True)
         self._have_deleted(topic, tickets, of_log if with_log else None)
+
+    def _is_log_left(self, topic: TopicMeta, *, confirmed: bool) -> bool:
+        """Say whether the deletion of a log has to be requested again: it did not begin, or was interrupted."""
+        interrupted = topic.incarnation in self._interrupted
+        self._interrupted.discard(topic.incarnation)
+        return interrupted or not confirmed
+
+    def log_erased(self, command: LogErased) -> None:
+        """Note that nothing of a deleted topic's log is left."""
+        self._logs.pop(command.topic.incarnation, None)
+
+    def node_gone(self, node: str) -> None:
+        """Note that the logs which this process was deleting have to be deleted once more when it is up."""
+        for incarnation, topic in list(self._logs.items()):
+            if self._homes.of_topic(topic.name).node != node:
+                continue
+            del self._logs[incarnation]
+            if incarnation in self._leaving:
+                self._interrupted.add(incarnation)
+            else:
+                _, subscriptions, _ = self._left.get(incarnation, (topic, [], True))
+                self._left[incarnation] = (topic, subscriptions, True)
 
     def _nodes(self, tickets: Mapping[int, SubscriptionMeta]) -> dict[int, str]:
         return {

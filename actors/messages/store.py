@@ -152,6 +152,17 @@ class Erased:
 
 @message
 @dataclass(frozen=True, slots=True)
+class LogErased:
+    """Nothing of a deleted topic's log is on the disk any more.
+
+    (ReliableTopic -> Directory)
+    """
+
+    topic: TopicMeta
+
+
+@message
+@dataclass(frozen=True, slots=True)
 class Consult:
     """What does the catalogue say about this topic now? (Uploader -> Directory; answered by `Governs`).
 

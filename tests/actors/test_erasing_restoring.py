@@ -19,6 +19,7 @@ from ister.actors.messages import (
     DropCache,
     Erased,
     EraseStored,
+    LogErased,
     NotRestored,
     Refused,
     Restored,
@@ -210,6 +211,42 @@ def test_what_is_left_is_deleted_by_who_comes_back(broker: Broker, missing: int)
     assert broker.take(EraseStored) == [EraseStored(ORDERS, ME)]
     broker.erasing.erased(Erased(ORDERS))
     assert not broker.is_erasing
+
+
+@pytest.mark.parametrize("when", ["before the answer", "after the answer"])
+def test_a_log_whose_process_ends_while_it_deletes_the_files_is_deleted_once_more(
+    broker: Broker, when: str
+) -> None:
+    """The process answers when the deletion has begun; what it had not deleted when it ended is left."""
+    log, subscription = broker.delete()
+    broker.done(log)
+    if when == "before the answer":
+        broker.erasing.node_gone("worker-0")
+    broker.done(subscription)
+    if when == "after the answer":
+        broker.erasing.node_gone("worker-0")
+    broker.erasing.erased(Erased(ORDERS))
+    assert (broker.is_erasing, broker.erasing.is_at("orders")) == (True, True)
+    broker.erasing.delete_left()
+    (again,) = broker.take(TopicTask)
+    assert (again.task, broker.take(SubscriptionTask)) == ("delete", [])
+    broker.done(again.ticket)
+    broker.erasing.log_erased(LogErased(ORDERS))
+    broker.erasing.erased(Erased(ORDERS))
+    assert not broker.is_erasing
+    broker.erasing.node_gone("worker-0")
+    broker.erasing.delete_left()
+    assert broker.take(TopicTask) == []
+
+
+def test_a_log_that_is_deleted_is_no_concern_of_processes_that_end(broker: Broker) -> None:
+    """Neither its own one after all files are deleted, nor another one while they are."""
+    broker.done(*broker.delete())
+    broker.erasing.node_gone("worker-3")
+    broker.erasing.log_erased(LogErased(ORDERS))
+    broker.erasing.node_gone("worker-0")
+    broker.erasing.delete_left()
+    assert broker.take(TopicTask) == []
 
 
 def test_what_is_left_stays_left_until_somebody_deletes_it(broker: Broker) -> None:

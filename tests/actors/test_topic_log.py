@@ -102,6 +102,7 @@ class Owner:
             TopicMeta("orders", bytes(16), "reliable", durability, 0),
             open_log=self.open_log,
             erase=self.erase,
+            erased=lambda: self.heard.append("erased"),
             commits=cast(Commits, self),
             is_held=lambda _: self.held,
             on_committed=lambda _: self.heard.append("committed"),
@@ -310,7 +311,7 @@ def test_a_folder_that_is_not_empty_yet_is_deleted_a_little_later(times: int, er
     for _ in range(ERASE_TRIES):
         owner.delete_in_thread()
         owner.passes(ERASE_RETRY_S)
-    assert (owner.erased, owner.waiting()) == (erased, 0)
+    assert (owner.erased, owner.heard.count("erased"), owner.waiting()) == (erased, erased, 0)
 
 
 def test_a_log_that_is_stopped_has_nothing_to_recover(owner: Owner) -> None:
