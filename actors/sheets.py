@@ -190,25 +190,37 @@ def gather(rows: Sequence[tuple[Sheet, int]], attempt: int, failures: int) -> Pi
         tables = [memoryview(sheet.batch.deliver_at or b"")[8 * low : 8 * high] for sheet, low, high in runs]
         frames.append(b"".join(tables))
     timestamps: list[int] = []
-    ranges: list[tuple[int, int]] = []
     for sheet, low, high in runs:
         times = sheet.timestamps(range(low, high))
         for count, timestamp_ms in zip(times[::2], times[1::2], strict=True):
             add_time(timestamps, count, timestamp_ms)
-        if ranges and ranges[-1][1] == sheet.first + low:
-            ranges[-1] = (ranges[-1][0], sheet.first + high)
-        else:
-            ranges.append((sheet.first + low, sheet.first + high))
+    offsets = [sheet.first + index for sheet, index in rows]
+    return _piece(offsets, columns, attempt, timestamps, frames, failures)
+
+
+def _piece(
+    offsets: list[int],
+    columns: int,
+    attempt: int,
+    timestamps: Sequence[int],
+    frames: Sequence[Buffer],
+    failures: int,
+) -> Piece:
+    firsts, ends = ranges_of(offsets)
+    flat = [0] * (2 * len(firsts))
+    flat[::2], flat[1::2] = firsts, ends
     return Piece(
-        ranges[0][0],
-        len(rows),
+        offsets[0],
+        len(offsets),
         columns,
         attempt,
         tuple(timestamps),
         tuple(frames),
         sum(map(len, frames)),
         failures,
-        tuple(ranges) if len(ranges) > 1 else (),
+        tuple(zip(firsts, ends, strict=True)) if len(firsts) > 1 else (),
+        offsets if 2 * len(firsts) > len(offsets) > 1 else None,
+        flat if len(firsts) > 1 else None,
     )
 
 
@@ -262,23 +274,7 @@ def gather_chosen(chosen: Sequence[Chosen]) -> tuple[Piece, list[int], Sequence[
     if columns & Column.ATTRIBUTES:
         items = [item for each in chosen for item in picked(each.sheet.attributes, each.indices)]
         frames.append(pack_column(items))
-    firsts, ends = ranges_of(offsets)
-    flat = [0] * (2 * len(firsts))
-    flat[::2], flat[1::2] = firsts, ends
-    piece = Piece(
-        offsets[0],
-        len(offsets),
-        columns,
-        1,
-        tuple(timestamps),
-        tuple(frames),
-        sum(map(len, frames)),
-        0,
-        tuple(zip(firsts, ends, strict=True)) if len(firsts) > 1 else (),
-        offsets if 2 * len(firsts) > len(offsets) > 1 else None,
-        flat if len(firsts) > 1 else None,
-    )
-    return piece, offsets, keys
+    return _piece(offsets, columns, 1, timestamps, frames, 0), offsets, keys
 
 
 def ranges_of(offsets: list[int]) -> tuple[list[int], list[int]]:

@@ -278,12 +278,12 @@ class ByKey(Delivery):
             sheet = source.sheet_at(at)
             stop = min(end, at + 1 if sheet is None else sheet.end)
             if sheet is not None:
-                keys, times = sheet.keys, sheet.deliver_at
+                keys, times, knows = sheet.keys, sheet.deliver_at, self._remembered.knows(at)
                 for first, behind in cursor.pending(at, stop):
                     for index in range(first - sheet.first, behind - sheet.first):
                         if times is None or times[index] <= sheet.batch.timestamp_ms:
                             offset = sheet.first + index
-                            self._lanes.refill(offset, keys[index], *self._counts(offset))
+                            self._lanes.refill(offset, keys[index], *(self._counts(offset) if knows else ()))
             self._schedule.look_at(stop - at)
             at = stop
         self._lanes.refilled(at, end)
