@@ -16,7 +16,7 @@ import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import chain, repeat
+from itertools import accumulate, chain, repeat
 from typing import Final
 
 import cbor2
@@ -33,6 +33,9 @@ AROUND_BYTES_MIN: Final = 64
 MARK: Final = "ister."  # the prefix of attributes that the broker or a redrive adds
 MARKED_BYTES_MAX: Final = 4_096  # of such attributes, not counted: a dead letter has some 2 KB of them
 CUT_AT_ONCE: Final = 64  # messages of one length that are cut from a payload frame together
+SLICED_BYTES_MIN: Final = (
+    4096  # of a message, on average, above which a slice costs less than a copy of the frame
+)
 
 Buffer = bytes | bytearray | memoryview
 
@@ -101,16 +104,20 @@ def split_payloads(lengths: Buffer, payload: Buffer, *, checked: bool = False) -
     The buffers may be memoryviews; what comes back are bytes. Raises `RemoteProtocolError` when the lengths
     do not add up, unless that was `checked` before.
     """
-    payload, lengths = bytes(payload), bytes(lengths)
+    lengths = bytes(lengths)
     if not checked:
         check_sum(lengths, len(payload))
-    length = same_length(lengths)
-    table = lengths_of(lengths) if length is None else repeat(length, len(lengths) // 4)
+    length, count = same_length(lengths), len(lengths) // 4
     if length and len(payload) >= CUT_AT_ONCE * length:
-        whole = len(payload) - len(payload) % (CUT_AT_ONCE * length)
-        found = list(chain.from_iterable(_cutter(length)(memoryview(payload)[:whole])))
-        found += map(io.BytesIO(payload[whole:]).read, repeat(length, (len(payload) - whole) // length))
+        view = memoryview(payload)
+        whole = len(view) - len(view) % (CUT_AT_ONCE * length)
+        found = list(chain.from_iterable(_cutter(length)(view[:whole])))
+        found += map(io.BytesIO(view[whole:]).read, repeat(length, (len(view) - whole) // length))
         return found
+    if len(payload) >= SLICED_BYTES_MIN * count and type(payload) is not bytes:
+        ends = list(accumulate(lengths_of(lengths)))
+        return list(map(bytes, map(memoryview(payload).__getitem__, map(slice, [0, *ends], ends))))
+    table = lengths_of(lengths) if length is None else repeat(length, count)
     return list(map(io.BytesIO(payload).read, table))  # reads in C: 2.5 times faster than slices
 
 

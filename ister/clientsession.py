@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
-from ister import wire
+from ister import bodies, wire
 from ister.backoff import doubled, jittered
 from ister.errors import CODES, ConnectionLostError, IsterError, RemoteError, RemoteProtocolError
 from ister.outstanding import Outstanding, Request
@@ -55,7 +55,7 @@ class Frame(NamedTuple):
 
     kind: int
     header: wire.Header
-    body: Sequence[bytes]
+    body: Sequence[bodies.Buffer]
     now: float
 
 
@@ -248,7 +248,7 @@ class Session:
 
     # ---- listening -----------------------------------------------------------------------------------------------
 
-    def receive(self, frames: Sequence[bytes], now: float) -> None:
+    def receive(self, frames: Sequence[Any], now: float) -> None:
         """Handle one message from the socket; a broken one closes the connection."""
         self._heard = now
         self._pinged = None
@@ -361,7 +361,7 @@ class Session:
             request.error = RemoteProtocolError(f"a frame of type {kind} answered a request")
         elif body:
             try:
-                request.result = wire.decode_result(body[0])
+                request.result = wire.decode_result(bytes(body[0]))
             except RemoteProtocolError as error:
                 request.error = error
         request.done = True

@@ -57,7 +57,7 @@ class Delivery:
         topic: str,
         lineage: int,
         header: wire.Header,
-        frames: Sequence[bytes],
+        frames: Sequence[bodies.Buffer],
         came: float = 0.0,
     ) -> None:
         """Check what can be checked without looking at messages; raises `RemoteProtocolError`.
@@ -86,7 +86,7 @@ class Delivery:
         self.size = sum(map(len, frames))
         flat = header.get(wire.Key.RANGES)
         self.ranges = None if flat is None else self._ranges_of(flat)
-        self._frames: Sequence[bytes] = frames
+        self._frames: Sequence[bodies.Buffer] = frames
         self._payloads: list[bytes] | None = None
         self._keys: list[bytes] | None = None
         self._attributes: list[bytes] | None = None

@@ -58,13 +58,16 @@ def uncopied(frame: Any) -> Any:
     return frame.bytes
 
 
-def receive(socket: Any) -> list[bytes]:
-    """Read a message, which must be there: ask `has_message` first. Raises zmq.Again if none is, and zmq.ZMQError."""
+def receive(socket: Any) -> list[Any]:
+    """Read a message, which must be there: ask `has_message` first. Large frames but the first are as `uncopied` says.
+
+    Raises zmq.Again if none is, and zmq.ZMQError.
+    """
     if type(socket) is not zmq.Socket:
         return list(socket.recv_multipart(zmq.NOBLOCK))
     frame = _receive(socket, _DO_NOT_WAIT, False)
     parts = [frame.bytes]
     while frame.more:
         frame = _receive(socket, _DO_NOT_WAIT, False)
-        parts.append(frame.bytes)
+        parts.append(uncopied(frame))
     return parts

@@ -30,6 +30,31 @@ def test_any_body_frames_are_a_batch_or_a_protocol_error(frames: list[bytes], co
         assert len(bodies.split_column(column, count)) == count
 
 
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [],
+        [5000],
+        [100_000],
+        [0, 9000],
+        [4096] * 3,
+        [70_000, 0, 1, 9_000],
+        [0, 0, 1],
+        [16_384] * 70,
+        [1024] * 130,
+    ],
+    ids=len,
+)
+def test_views_of_large_frames_come_apart_into_bytes(sizes: list[int]) -> None:
+    """Whatever the sizes of the messages; a program never gets a view of ZeroMQ's memory."""
+    payloads = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
+    lengths, joined = bodies.pack_lengths(payloads), bytearray(b"".join(payloads))
+    for view in (memoryview(joined), memoryview(bytes(joined)), joined):
+        found = bodies.split_payloads(lengths, view)
+        assert found == payloads
+        assert all(type(payload) is bytes for payload in found)
+
+
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=20))
 def test_a_batch_comes_apart_as_it_was_put_together(payloads: list[bytes]) -> None:
     """Unpacking is the inverse of packing, also for empty messages."""

@@ -49,6 +49,30 @@ def received(consumer: ister.Consumer, count: int) -> list[ister.Message]:
     return found
 
 
+def test_large_batches_come_as_bytes_with_all_their_columns(client: ister.Client) -> None:
+    """Payloads, keys and attributes of a delivery whose frames are large."""
+    payloads = [b"%03d" % number * 9000 for number in range(9)]
+    keys = [b"%06d" % number * 2000 for number in range(9)]
+    attributes = [{"x": f"{number:05}" * 3000} for number in range(9)]
+    with client.producer("orders") as producer:
+        producer.send_batch(payloads, keys=keys, attributes=attributes).result(10)
+    with client.consumer("orders", "s", start="earliest") as consumer:
+        messages: list[ister.Message] = []
+        while len(messages) < 9:
+            message = consumer.receive(5)
+            assert message is not None
+            consumer.ack(message)
+            messages.append(message)
+    assert [message.payload for message in messages] == payloads
+    assert [message.key for message in messages] == keys
+    assert [message.attributes for message in messages] == attributes
+    assert (
+        {type(message.payload) for message in messages}
+        == {type(message.key) for message in messages}
+        == {bytes}
+    )
+
+
 def test_a_loop_sees_every_message_in_order(client: ister.Client) -> None:
     """The simplest consumer program."""
     sent = fill(client, 3000)
