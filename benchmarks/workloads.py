@@ -196,20 +196,40 @@ def _send_messages(producer: ister.Producer, payload: bytes, messages: int, _per
         send(payload)
 
 
+def mixed(size: int) -> list[bytes]:
+    """Return payloads from a tenth of a size to nearly twice it, in an order that has nothing to do with batches."""
+    longest = bytes(2 * size)
+    return [longest[: size * (10 + 37 * number % 97 * 2) // 100] for number in range(97)]
+
+
+def _send_mixed(producer: ister.Producer, payload: bytes, messages: int, _per_batch: int) -> None:
+    send, payloads = producer.send, mixed(len(payload))
+    for first in range(0, messages, len(payloads)):
+        for each in payloads[: messages - first]:
+            send(each)
+
+
 def _send_batches(producer: ister.Producer, payload: bytes, messages: int, per_batch: int) -> None:
     for first in range(0, messages, per_batch):
         producer.send_batch([payload] * min(per_batch, messages - first))
 
 
 def publish(
-    pipe: Connection, client: ister.Client, topic: str, messages: int, size: int, batch: int
+    pipe: Connection,
+    client: ister.Client,
+    topic: str,
+    messages: int,
+    size: int,
+    batch: int,
+    sizes: str = "one",
 ) -> dict[str, int]:
     """Send messages, one call each or one a batch of `batch`, and wait for all receipts."""
     with client.producer(topic) as producer:
         pipe.send("ready")
         pipe.recv()
         began = now()
-        (_send_batches if batch else _send_messages)(producer, bytes(size), messages, batch)
+        send = _send_mixed if sizes == "mixed" else _send_batches if batch else _send_messages
+        send(producer, bytes(size), messages, batch)
         producer.flush(PATIENCE_S)
         return {"began": began, "ended": now()}
 
@@ -451,12 +471,14 @@ def flow(
     raw: bool = False,
     emulator: bool = False,
     warm: float = 1.0,
+    sizes: str = "one",
 ) -> dict[str, Any]:
     """One producer, one topic, a consumer's process for each subscription; `raw` adds each latency, in ns.
 
     The unmeasured load before it is `warm` of the same; a fifth with a `rate`.
 
-    With `emulator` the store is fake-gcs-server in memory instead of a folder; it shares the cores.
+    With `emulator` the store is fake-gcs-server in memory instead of a folder; it shares the cores. `sizes` are `one`,
+    or `mixed`: from a tenth of `size` to nearly twice it.
     """
     messages = max(100, int(messages * scale))
     with _emulated() if emulator else nullcontext({}) as store, _party(data, **store) as party:
@@ -474,7 +496,7 @@ def flow(
             if rate:
                 producer.tell("publish_paced", topic=topic, messages=count, size=size, rate=rate)
             else:
-                producer.tell("publish", topic=topic, messages=count, size=size, batch=batch)
+                producer.tell("publish", topic=topic, messages=count, size=size, batch=batch, sizes=sizes)
             producer.answer()
             before = party.cpu()
             producer.go()
@@ -744,13 +766,21 @@ def _rows() -> Iterator[Row]:
                 RATE,
                 some(flow, messages=non_reliable, size=size, batch=per_batch, **memory_),
             )
+    # as many as with fsync: the first tenths of a second, with the usual window, say little about what follows
+    cloud: dict[str, Any] = {"durability": "cloud", "warm": 0.3}
+    for name, (size, messages, _, batch) in SIZES.items():
+        for kind, what, more in (
+            ("", "one call a message", {}),
+            ("-batch", "batch calls", {"batch": batch}),
+            ("-mixed", "a tenth of that to nearly twice, one call a message", {"sizes": "mixed"}),
+        ):
+            yield Row(
+                f"cloud{kind}-{name}",
+                f"{size} B, durability cloud, store in a folder, {what}",
+                RATE,
+                some(flow, messages=messages, size=size, **cloud, **more),
+            )
     for name, size, messages in (("1k", 1024, 100_000), ("16k", 16384, 6000)):
-        yield Row(
-            f"cloud-{name}",
-            f"{size} B, durability cloud, store in a folder",
-            RATE,
-            some(flow, messages=messages, size=size, durability="cloud"),
-        )
         yield Row(
             f"cloud-gcs-{name}",
             f"{size} B, durability cloud, store in an emulator of Google Cloud Storage",
