@@ -141,7 +141,15 @@ def main() -> int:
     parse.add_argument("--json", action="store_true")
     given = parse.parse_args()
     chosen = [case for case in CASES if not given.case or case.name in given.case]
-    results = [compare(case, given.rounds, given.data, progress=sys.stderr.isatty()) for case in chosen]
+    results, failed = [], False
+    for case in chosen:
+        try:
+            results.append(compare(case, given.rounds, given.data, progress=sys.stderr.isatty()))
+        except subprocess.CalledProcessError as error:  # the other cases are measured all the same
+            failed = True
+            print(
+                f"FAILED: {case.name}: exit code {error.returncode} of {' '.join(error.cmd)}", file=sys.stderr
+            )
     if given.json:
         print(json.dumps(results))
     else:
@@ -155,7 +163,7 @@ def main() -> int:
             print(
                 f"{each['case']:<28}{each['road']:>12,}/s{each['ister']:>12,}/s{each['ratio']:>9.1%}{spread:>16}{each['goal']:>9.0%}{mark}"
             )
-    return 0 if all(each["reached"] for each in results) else 1
+    return 0 if not failed and all(each["reached"] for each in results) else 1
 
 
 if __name__ == "__main__":

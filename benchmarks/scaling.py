@@ -122,10 +122,22 @@ def main() -> int:
     told = about(file_system_of(given.data), rounds=given.rounds)
     print(in_words(told), flush=True)
     found: dict[tuple[str, int], list[dict[str, float]]] = {}
+    failed: set[tuple[str, int]] = set()
     for number in range(given.rounds):
         for count in workers if number % 2 == 0 else reversed(workers):
             for mode in MODES:
-                one = run(mode, count, given.messages, given.bytes, given.batch, given.data)
+                if (mode, count) in failed:
+                    continue
+                try:
+                    one = run(mode, count, given.messages, given.bytes, given.batch, given.data)
+                except Exception as error:  # noqa: BLE001  (the others are measured all the same)
+                    failed.add((mode, count))
+                    print(
+                        f"FAILED: {mode}, {count} workers: {error or repr(error)}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    continue
                 found.setdefault((mode, count), []).append(one)
     head = f"{'workers':>8}{'delivered/s':>14}{'rounds':>26}{'CPU s a million':>18}"
     head += "  of which worker / producer / consumer"
@@ -133,6 +145,8 @@ def main() -> int:
     for mode, words in MODES.items():
         print(f"\n{words}\n{head}")
         for count in workers:
+            if (mode, count) in failed:
+                continue
             rounds = found[mode, count]
             middle = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
             rates = [each["messages_per_second"] for each in rounds]
@@ -166,7 +180,7 @@ def main() -> int:
         )
     if given.json:
         Path(given.json).write_text(json.dumps(document(told, entries), indent=1) + "\n", encoding="utf-8")
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -202,9 +202,9 @@ def measured(
             say(f"round {number + 1} of {rounds}: {case.name}")
             try:
                 found[case].append(case.run(scale, data))
-            except (RuntimeError, OSError, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001  (one workload must not take the results of an hour with it)
                 failed.add(case)
-                print(f"FAILED: {case.name}: {error}", file=sys.stderr, flush=True)
+                print(f"FAILED: {case.name}: {error or repr(error)}", file=sys.stderr, flush=True)
     return {case: each for case, each in found.items() if each and case not in failed}
 
 

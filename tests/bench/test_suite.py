@@ -13,6 +13,7 @@ import pytest
 
 from ister.bench.page import page
 from ister.bench.results import document, parse
+from ister.errors import IsterError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -79,7 +80,7 @@ def test_a_workload_that_fails_is_left_out_visibly_and_the_others_run(
     suite = script("suite")
 
     def broken(_scale: float, _data: str) -> dict[str, Any]:
-        raise RuntimeError("no messages came")
+        raise IsterError("no messages came")  # such as a broker that does not start
 
     def works(_scale: float, _data: str) -> dict[str, Any]:
         return {"messages_per_second": 1, "cpu_us": {}}
@@ -113,6 +114,54 @@ def test_nothing_begins_after_the_time_is_over() -> None:
         "not measured, for want of time (--minutes) or by a failure: 0, 2, 3, 4"
     ]
     assert suite.left_out(cases, found, 1) == []
+
+
+def test_scaling_goes_on_after_a_failure_and_exits_with_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One broker that does not start leaves the results of the others."""
+    scaling = script("scaling")
+    figures = {"messages_per_second": 1000, "cpu_seconds_per_million": 5.0}
+    figures |= {f"cpu_{role}_us": 1.0 for role in ("worker", "producer", "consumer")}
+
+    def run(mode: str, workers: int, *_more: Any) -> dict[str, float]:
+        if (mode, workers) == ("hot", 1):
+            raise IsterError("the broker did not come up")
+        return figures
+
+    file = tmp_path / "a.json"
+    monkeypatch.setattr(scaling, "run", run)
+    monkeypatch.setattr(
+        sys, "argv", ["scaling.py", "--no-warm-memory", "--workers", "1,2", "--json", str(file)]
+    )
+    assert scaling.main() == 1
+    assert [each["name"] for each in parse(file.read_text(), "a.json")["results"]] == [
+        "scaling topics 1",
+        "scaling topics 2",
+        "scaling hot 2",
+    ]
+    assert "FAILED: hot, 1 workers: the broker did not come up" in capsys.readouterr().err
+
+
+def test_ratios_go_on_after_a_failure_and_exit_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A case that fails is named, and the table has the others."""
+    ratio = script("ratio")
+
+    def compare(case: Any, _rounds: int, _data: str, *, progress: bool) -> dict[str, Any]:
+        if case.api == "batch":
+            raise subprocess.CalledProcessError(1, ["road.py", str(progress)])
+        numbers = {"road": 2, "ister": 1, "ratio": 0.9, "low": 0.9, "high": 0.9, "goal": 0.7}
+        return {"case": case.name, **numbers, "reached": True, "dropped": 0}
+
+    monkeypatch.setattr(ratio, "compare", compare)
+    cases = [word for api in ("batch", "message") for word in ("--case", f"reliable 1024 {api}")]
+    monkeypatch.setattr(sys, "argv", ["ratio.py", *cases])
+    assert ratio.main() == 1
+    said = capsys.readouterr()
+    assert "FAILED: reliable 1024 batch: exit code 1 of road.py" in said.err
+    assert "reliable 1024 message" in said.out
 
 
 def test_scaling_measures_what_the_cores_can_show() -> None:
