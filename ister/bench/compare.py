@@ -17,7 +17,16 @@ from ister.bench.results import middle, spread
 SHARE_LEAST: Final = 0.05
 SHARE_ALONE: Final = 0.10
 SECONDS_LEAST: Final = 0.5  # of a round: a shorter one measures its beginning and the scheduler
-MACHINE: Final = ("machine", "cores", "memory_mb", "system", "file_system", "python", "profile_guided")
+MACHINE: Final = (
+    "machine",
+    "cores",
+    "memory_mb",
+    "system",
+    "file_system",
+    "python",
+    "profile_guided",
+    "compiled",
+)
 
 Verdict = Literal["slower", "faster", "same"]
 
@@ -95,5 +104,5 @@ def too_short(found: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 def machines_differ(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Return in words what differs between the machines and interpreters of two files."""
-    a, b = before["about"], after["about"]
+    a, b = ({"compiled": False, **each["about"]} for each in (before, after))  # older files do not say
     return [f"{name}: {a.get(name)} and {b.get(name)}" for name in MACHINE if a.get(name) != b.get(name)]

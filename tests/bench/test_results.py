@@ -170,6 +170,8 @@ def test_another_machine_is_said_to_be_another() -> None:
     """Figures of two machines are compared, but nobody should be misled."""
     assert machines_differ({"about": {"cores": 2}}, {"about": {"cores": 4}}) == ["cores: 2 and 4"]
     assert machines_differ({"about": {"cores": 2}}, {"about": {"cores": 2}}) == []
+    assert machines_differ({"about": {}}, {"about": {"compiled": False}}) == []
+    assert machines_differ({"about": {}}, {"about": {"compiled": True}}) == ["compiled: False and True"]
 
 
 def test_the_command_exits_with_1_when_something_got_slower(tmp_path: Path) -> None:
