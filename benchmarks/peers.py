@@ -167,7 +167,7 @@ def lines_of(row: Row, found: Mapping[str, list[dict[str, Any]]], systems: Seque
                 f"  {name} dropped {missing:,} of {sum(each['messages'] for each in rounds):,} messages"
             )
     lines.append("  CPU us a message:")
-    lines += [f"    {name:<24}{_cpu(rounds)}" for name, rounds in found.items()]
+    lines += [f"    {name:<26}{_cpu(rounds)}" for name, rounds in found.items()]
     return lines
 
 
