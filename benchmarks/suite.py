@@ -210,7 +210,8 @@ def measured(
 
 def lines_of(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the table and the plots for a terminal."""
-    lines = [f"{'workload':<58}{'figure':<22}{'median':>12}   {'rounds':<26}{'us of a worker':>14}"]
+    wide = 2 + max((len(f"{each['what']} ({each['durability']})") for each in entries), default=0)
+    lines = [f"{'workload':<{wide}}{'figure':<22}{'median':>12}   {'rounds':<26}{'us of a worker':>14}"]
     for each in entries:
         cpu = each["figures"].get("cpu_worker_us")
         cost = "" if cpu is None else f"{statistics.median(cpu['rounds']):,.3g}"
@@ -220,7 +221,9 @@ def lines_of(entries: Sequence[Mapping[str, Any]]) -> list[str]:
             values = figure["rounds"]
             spread = f"{min(values):,.0f} to {max(values):,.0f}"
             what = f"{each['what']} ({each['durability']})"
-            lines.append(f"{what:<58}{name:<22}{statistics.median(values):>12,.0f}   {spread:<26}{cost:>14}")
+            lines.append(
+                f"{what:<{wide}}{name:<22}{statistics.median(values):>12,.0f}   {spread:<26}{cost:>14}"
+            )
             cost = ""
     rates = [
         (each["name"], statistics.median(figure["rounds"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,7 @@ def test_results_of_the_suite_are_printed_and_drawn() -> None:
     lines = "\n".join(suite.lines_of(entries))
     assert "messages a second" in lines
     assert "by percentile" in lines
+    assert not re.search(r"\)(messages_per_second|worker_rss_mb)", lines)
     assert "(fsync)" in lines
 
 
