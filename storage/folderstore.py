@@ -223,6 +223,7 @@ class FolderStore:
                 meta = self._at(known[0])
                 # Inside the lock, because a deletion removes empty folders.
                 disk.makedirs(os.path.dirname(meta))
+                disk.makedirs(os.path.dirname(target))
                 # The description first: without its object it means nothing, and a later creator replaces it.
                 disk.rename(temporary[0], meta)
                 temporary.clear()
@@ -420,7 +421,7 @@ class FolderStore:
                     return False
                 self._disk.unlink(target)
                 self._forget(place)
-                kept = self._remove_empty(os.path.dirname(target), search=not place.file.startswith("s="))
+                kept = self._remove_empty(os.path.dirname(target))
             with contextlib.suppress(FileNotFoundError):  # another deletion may have removed it as well
                 self._disk.sync_folder(kept)
         except OSError as error:
@@ -440,17 +441,14 @@ class FolderStore:
         with contextlib.suppress(DiskFullError):
             self._disk.rename(self._write(left), self._at(place.shared))
 
-    def _remove_empty(self, folder: str, *, search: bool) -> str:
-        """Remove an empty folder, and its parents as far as they are empty; return the lowest that stays.
-
-        `search` for what interrupted creations or deletions left in it: there may be thousands of objects.
-        """
+    def _remove_empty(self, folder: str) -> str:
+        """Remove an empty folder, and its parents as far as they are empty; return the lowest that stays."""
         with contextlib.suppress(OSError):
             self._disk.rmdir(f"{folder}/{META}")
         try:
-            self._disk.rmdir(folder)  # not by listing
+            self._disk.rmdir(folder)  # not by listing: there may be thousands of segments
         except OSError:
-            if not search or not is_topic_folder(folder[len(self.path) + 1 :]) or self._holds_object(folder):
+            if not is_topic_folder(folder[len(self.path) + 1 :]) or self._holds_object(folder):
                 return folder
             with contextlib.suppress(OSError):
                 self._remove_hollow(folder)

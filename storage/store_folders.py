@@ -1,11 +1,12 @@
 """Where the objects of a store in a folder lie, and what is known of them; pure: names, paths and bytes.
 
 A folder costs a file system a block, however little is in it, and so does a file. A topic with one message has five
-objects. So the kinds of a topic's objects share its folder (`s/00` of a topic is the file `s=00`), and what is known of
-the objects of a folder is one small file while it is small.
+objects. So the kinds of a topic's objects, but for the segments, share its folder (`e/01` of a topic is the file
+`e=01`), and what is known of a topic's objects is one small file while it is small.
 
     v1/topics/<topic>                 known in v1/topics/.known-<hh>, by a hash of the name
-    v1/d/<hh>/<topic>/<kind>/<rest>   the file v1/d/<hh>/<topic>/<kind>=<rest>, known in v1/d/<hh>/<topic>/.known
+    v1/d/<hh>/<topic>/s/<rest>        the file of that name, known in v1/d/<hh>/<topic>/.known
+    v1/d/<hh>/<topic>/<kind>/<rest>   the file v1/d/<hh>/<topic>/<kind>=<rest>, known there too
     v1/d/<hh>/<topic>/c/<s>/<rest>    the file of that name, known in v1/d/<hh>/<topic>/c/<s>/.known
     any other name                    the file of that name, known in .meta/<file> beside it
 
@@ -35,12 +36,16 @@ _TOPICS: Final = "v1/topics"
 _DATA: Final = "v1/d/"
 _JOINED: Final = re.compile(r"(v1/d/[0-9a-f]{2}/[^/]+)/([efost])/([^/]+)")
 _TOPIC: Final = re.compile(r"v1/d/[0-9a-f]{2}/[^/]+/?")
-_KIND: Final = re.compile(r"(v1/d/[0-9a-f]{2}/[^/]+)/([efost])/")
-_FILE: Final = re.compile(r"([efost])=(.+)")
+_KIND: Final = re.compile(r"(v1/d/[0-9a-f]{2}/[^/]+)/([efot])/")
+_FILE: Final = re.compile(r"([efot])=(.+)")
+_SEGMENTS: Final = "s"
 
 
 class Place(NamedTuple):
-    """The folder and the file of an object, below the store; `shared` is the file that may say what is known of it."""
+    """The folder of an object, below the store, and its file, below that.
+
+    `shared` is the file that may say what is known of it, "" if none may.
+    """
 
     folder: str
     file: str
@@ -54,7 +59,8 @@ class Place(NamedTuple):
     @property
     def own(self) -> str:
         """Return the path of a file that says what is known of this object alone."""
-        return _under(self.folder, f"{META}/{self.file}")
+        folder, _, last = self.path.rpartition("/")
+        return _under(folder, f"{META}/{last}")
 
 
 def _under(folder: str, file: str) -> str:
@@ -69,6 +75,8 @@ def places(name: str) -> tuple[Place, ...]:
     folder, _, last = name.rpartition("/")
     plain = Place(folder, last, _shared(folder, last))
     joined = _JOINED.fullmatch(name)
+    if joined is not None and joined[2] == _SEGMENTS:
+        return (Place(joined[1], f"{_SEGMENTS}/{joined[3]}", f"{joined[1]}/{KNOWN}"),)
     if joined is not None and len(joined[3]) + 2 <= FILE_NAME_MAX:
         return Place(joined[1], f"{joined[2]}={joined[3]}", f"{joined[1]}/{KNOWN}"), plain
     if _TOPIC.fullmatch(folder) and _FILE.fullmatch(last):

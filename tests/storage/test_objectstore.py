@@ -175,7 +175,7 @@ def test_a_folder_in_which_nothing_is_left_goes_with_its_last_object(tmp_path: P
     for name in ("v1/d/ab/t.1/s/1", "v1/d/ab/t.1/s/2", "v1/d/ab/t.1/e/1"):
         store.put_if_absent(name, b"x")
     store.delete("v1/d/ab/t.1/s/1")
-    assert (tmp_path / "store/v1/d/ab/t.1/s=2").exists()
+    assert (tmp_path / "store/v1/d/ab/t.1/s/2").exists()
     store.delete("v1/d/ab/t.1/s/2")
     assert sorted(path.name for path in (tmp_path / "store/v1/d/ab/t.1").iterdir()) == [".known", "e=1"]
     store.delete("v1/d/ab/t.1/e/1")
@@ -188,7 +188,7 @@ def test_what_deletions_that_were_cut_short_left_goes_with_the_last_object(tmp_p
     for name in ("v1/d/ab/t/e/1", "v1/d/ab/t/c/b/2", "v1/d/ab/t/s/3", "v1/d/ab/other/e/1"):
         store.put_if_absent(name, b"x")
     (tmp_path / "v1/d/ab/t/c/b/2").unlink()  # killed before the rest of a deletion
-    (tmp_path / "v1/d/ab/t/s=3").unlink()
+    (tmp_path / "v1/d/ab/t/s/3").unlink()
     assert store.delete("v1/d/ab/t/e/1")
     assert [path.name for path in (tmp_path / "v1/d/ab").iterdir()] == ["other"]
     assert store.get("v1/d/ab/other/e/1") == b"x"
@@ -235,7 +235,7 @@ def test_an_object_that_is_said_to_be_there_outlasts_the_machine() -> None:
 TOPIC_OBJECTS = ("v1/topics/t", "v1/d/ab/t.1/e/01", "v1/d/ab/t.1/f/01-0", "v1/d/ab/t.1/s/00.01")
 
 
-def test_a_topic_with_one_segment_is_one_folder_and_few_files(tmp_path: Path) -> None:
+def test_a_topic_with_one_segment_is_two_folders_and_few_files(tmp_path: Path) -> None:
     """A folder or file takes a block of the disk: ten thousand topics at rest would take a gigabyte."""
     store = FolderStore(str(tmp_path))
     for name in TOPIC_OBJECTS:
@@ -248,7 +248,7 @@ def test_a_topic_with_one_segment_is_one_folder_and_few_files(tmp_path: Path) ->
         "v1/d/ab/t.1/.known",
         "v1/d/ab/t.1/e=01",
         "v1/d/ab/t.1/f=01-0",
-        "v1/d/ab/t.1/s=00.01",
+        "v1/d/ab/t.1/s/00.01",
         "v1/topics/t",
     ]
     assert [info.name for info in store.list("")] == sorted(TOPIC_OBJECTS)
@@ -277,7 +277,7 @@ def test_what_a_shared_file_has_no_room_for_has_a_file_of_its_own(tmp_path: Path
     names = [f"v1/d/ab/t.1/s/{number:03d}" for number in range(200)]
     for name in names:
         store.put_if_absent(name, b"x", metadata={"next": name[-3:]})
-    shared, own = tmp_path / "v1/d/ab/t.1/.known", tmp_path / "v1/d/ab/t.1/.meta"
+    shared, own = tmp_path / "v1/d/ab/t.1/.known", tmp_path / "v1/d/ab/t.1/s/.meta"
     assert shared.stat().st_size <= 16 << 10
     some = len(list(own.iterdir()))
     assert 50 < some < 150
@@ -300,8 +300,8 @@ def test_a_line_of_an_object_that_was_never_created_gives_way(tmp_path: Path) ->
     store = FolderStore(str(tmp_path))
     for number in range(90):
         store.put_if_absent(f"v1/d/ab/t.1/s/{number:02d}", b"x", metadata={"next": "1" * 100})
-    assert (tmp_path / "v1/d/ab/t.1/.meta").exists()
-    for path in (tmp_path / "v1/d/ab/t.1").glob("s=[0-3]*"):
+    assert (tmp_path / "v1/d/ab/t.1/s/.meta").exists()
+    for path in (tmp_path / "v1/d/ab/t.1/s").glob("[0-3]*"):
         path.unlink()
     store.put_if_absent("v1/d/ab/t.1/e/1", b"", metadata={"id": "later" * 90})
     assert not (tmp_path / "v1/d/ab/t.1/.meta/e=1").exists()
