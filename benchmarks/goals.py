@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ister.bench.results import SYSTEM, parse
+from ister.errors import UsageError
 from ister.words import counted
 
 Results = Mapping[tuple[str, str], Mapping[str, Any]]
@@ -162,7 +163,11 @@ def main() -> int:
         print(__doc__, file=sys.stderr)
         return 2
     name = sys.argv[1]
-    print("\n".join(lines_of(parse(Path(name).read_text(encoding="utf-8"), name)["results"])))
+    try:
+        found = parse(Path(name).read_text(encoding="utf-8"), name)
+    except (OSError, UsageError) as error:
+        raise SystemExit(str(error)) from None
+    print("\n".join(lines_of(found["results"])))
     return 0
 
 

@@ -181,7 +181,13 @@ def main() -> int:
         print(__doc__, file=sys.stderr)
         return 2
     for name in sys.argv[1:]:
-        print("\n".join(table_of(json.loads(Path(name).read_text(encoding="utf-8")))) + "\n")
+        try:
+            lines = table_of(json.loads(Path(name).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"{name}: {error}") from None
+        except (KeyError, TypeError, AttributeError):
+            raise SystemExit(f"{name} is not a file of results that a script of this folder wrote") from None
+        print("\n".join(lines) + "\n")
     return 0
 
 

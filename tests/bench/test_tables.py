@@ -96,3 +96,17 @@ def test_a_file_of_ratios_is_printed_as_a_table(tmp_path: Path) -> None:
     command = [sys.executable, str(BENCHMARKS / "tables.py"), str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
     assert "| reliable, 1 KiB, one call a message | 241,000 | 494,000 | 49% | 47% to 50% |" in done.stdout
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("script", ["tables", "goals"])
+def test_a_file_that_has_no_results_is_an_error_in_one_line(script: str, tmp_path: Path) -> None:
+    """A name that is not there, and a file of something else."""
+    other = tmp_path / "other.json"
+    other.write_text("{}", encoding="utf-8")
+    for file in (tmp_path / "nowhere.json", other):
+        command = [sys.executable, str(BENCHMARKS / f"{script}.py"), str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+        assert done.returncode == 1
+        assert file.name in done.stderr
+        assert "Traceback" not in done.stderr
