@@ -85,10 +85,10 @@ class Gathering:
         self._longest = 0  # how long messages get, of late; longer ones take the path with all checks
         self._usual = PLACES_MIN  # how many places a lane has at most: twice the messages of the last batch
         self._topic = topic
-        self._waiter: Waiter | None = None
+        self._waiter: Waiter[Shipment] | None = None
         self._begun_with = 0
 
-    def wait_with(self, waiter: Waiter) -> None:
+    def wait_with(self, waiter: Waiter[Shipment]) -> None:
         """Have receipts ask this one to wait for them; called once, before anything is gathered."""
         self._waiter = waiter
         self.shipment = Shipment(self._topic, waiter)

@@ -17,8 +17,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from ister import wire
-from ister.hand import Hand
-from ister.message import Batch, Delivery
+from ister.message import Batch, Delivery, Hand
 from ister.pace import START_ALONE, START_SHARED, Pace
 from ister.wire import Key, Limits, Type
 

@@ -15,11 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat, starmap
 from operator import length_hint
-from typing import Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Literal, TypeVar, cast, overload
 
 from ister import bodies, wire
 from ister.errors import RemoteProtocolError, UsageError
-from ister.hand import Hand
 from ister.words import counted
 
 Parts = tuple["Delivery", int, bytes]  # of a message: its delivery, its offset and its payload
@@ -154,7 +153,7 @@ class Delivery:
         if start or (stop is not None and stop < len(payloads)):
             payloads = payloads[start:stop]
         self._hand = iter(payloads)
-        return Hand.of(message_of, self._parts(start, start + len(payloads), self._hand))
+        return Hand.of(self._parts(start, start + len(payloads), self._hand))
 
     @property
     def unseen(self) -> int:
@@ -287,6 +286,29 @@ def message_of(delivery: Delivery, offset: int, payload: bytes) -> Message:
     message.offset = offset
     message.payload = payload
     return message
+
+
+if TYPE_CHECKING:
+    _Messages = starmap[Message]
+else:
+    _Messages = starmap
+
+
+class Hand(_Messages):
+    """An iterator over messages that are handed out; who takes many takes their `parts`, and makes the messages itself.
+
+    Several threads may share both: one message's parts are taken in one step, all of whose iterators are the
+    interpreter's own.
+    """
+
+    parts: Iterator[Parts]
+
+    @classmethod
+    def of(cls, parts: Iterator[Parts]) -> Hand:
+        """Return one whose messages are made of these parts."""
+        hand = cls(message_of, parts)  # type: ignore[arg-type] # of a subclass of a generic class
+        hand.parts = parts
+        return hand
 
 
 M_co = TypeVar("M_co", bound=BaseMessage, covariant=True)

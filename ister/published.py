@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from ister.compiling import Unchecked
 
-if TYPE_CHECKING:
-    from ister.receipts import Shipment
+S_contra = TypeVar("S_contra", contravariant=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +28,14 @@ class Published:
     duplicate: bool = False
 
 
-class Waiter(Protocol):
-    """Who can wait for a shipment: the producer that sent it."""
+class Waiter(Protocol[S_contra]):
+    """Who can wait for a shipment (of that type): the producer that sent it."""
 
     @property
     def lock(self) -> AbstractContextManager[Any]:
         """What guards the shipment while it is resolved."""
 
-    def wait_for(self, shipment: Shipment, timeout: float | Unchecked | None) -> bool:
+    def wait_for(self, shipment: S_contra, timeout: float | Unchecked | None) -> bool:
         """Wait until the shipment is resolved; False when the time (seconds) ran out first."""
 
     def why_waiting(self) -> str:

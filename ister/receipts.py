@@ -26,7 +26,7 @@ class Shipment:
 
     __slots__ = ("callbacks", "error", "first", "holes", "observed", "resolved", "topic", "waiter")
 
-    def __init__(self, topic: str, waiter: Waiter | None) -> None:
+    def __init__(self, topic: str, waiter: Waiter[Shipment] | None) -> None:
         self.topic = topic
         self.waiter = waiter
         self.resolved = False

@@ -21,8 +21,7 @@ from ister.attachment import Attachment
 from ister.blame import reason_of
 from ister.closing import Closing
 from ister.errors import ClosedError
-from ister.hand import Hand
-from ister.message import Batch, Event, Message, message_of
+from ister.message import Batch, Event, Hand, Message
 
 if TYPE_CHECKING:
     from ister.clientsession import Handle
@@ -38,7 +37,7 @@ class Receiver(Closing):
     def __init__(self, network: Network, attachment: Attachment) -> None:
         super().__init__(network, attachment)
         self.attachment = attachment
-        self.current = Hand.of(message_of, iter(()))  # all threads take from it, without the lock
+        self.current = Hand.of(iter(()))  # all threads take from it, without the lock
 
     @property
     def what(self) -> str:
@@ -125,7 +124,7 @@ class Receiver(Closing):
     def forget_current(self) -> None:
         """Drop what is left of the present delivery."""
         deque(self.current.parts, maxlen=0)  # so that loops that hold this iterator see no more of it
-        self.current = Hand.of(message_of, iter(()))
+        self.current = Hand.of(iter(()))
 
     def _wait_for(self, attempt: Callable[[], T | None], timeout: float | None) -> T | None:
         """Return the first result of `attempt()` that is not None; `None` when the time (seconds) ran out."""

@@ -19,9 +19,8 @@ from ister.attachment import Attachment
 from ister.clientsession import Handle
 from ister.consumer import Acknowledged, Consumer, Position, Seeking
 from ister.errors import ClosedError, IsterError, UsageError
-from ister.hand import Hand
 from ister.members import Members, OpenMember, about
-from ister.message import BaseBatch, BaseMessage, Delivery, Event, message_of
+from ister.message import BaseBatch, BaseMessage, Delivery, Event, Hand
 from ister.names import topic_pattern
 from ister.requests import Duration
 
@@ -53,7 +52,7 @@ class WildcardConsumer(Consumer):
         self._pattern = pattern
         self._subscription = subscription
         self._network = network
-        self.current = Hand.of(message_of, iter(()))
+        self.current = Hand.of(iter(()))
         self.members = Members(
             network,
             pattern,
