@@ -142,8 +142,9 @@ def test_few_messages_are_shared_among_all_who_wait(stage: Stage) -> None:
 def test_what_is_in_flight_of_single_messages_is_bounded(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the limit nothing new is delivered; acknowledgments make room."""
+    """At the limit no further batches are looked at; acknowledgments make room."""
     monkeypatch.setattr("ister.actors.subscription.by_key.IN_FLIGHT_MAX", 10)
+    monkeypatch.setattr("ister.actors.subscription.by_key.TOGETHER_EACH", 1)
     scene = Scene(stage, type="key-shared")
     client = scene.consumer(messages=0)
     for number in range(40):
