@@ -174,6 +174,11 @@ def around_bytes_max(batch_bytes_max: int) -> int:
     return max(AROUND_BYTES_MIN, min(AROUND_BYTES_MAX, batch_bytes_max // 16))
 
 
+def body_bytes_max(batch_bytes_max: int) -> int:
+    """Return how many bytes the body frames of a batch may have, whatever is in them."""
+    return batch_bytes_max + around_bytes_max(batch_bytes_max) + MARKED_BYTES_MAX
+
+
 def batch_fits(count: int, payload_bytes: int, around_bytes: int, batch_bytes_max: int) -> bool:
     """Return whether this many messages, bytes of payloads, and bytes of columns fit in a batch."""
     if payload_bytes + around_bytes <= batch_bytes_max:

@@ -17,14 +17,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
-from ister import wire
+from ister import bodies, wire
 from ister.clientsession import Frame, Session, back_off_s, remote_error
-from ister.errors import IsterError, RemoteProtocolError
+from ister.errors import IsterError, RemoteError, RemoteProtocolError
 from ister.gathering import AWAITING_USUAL, NOTHING, Gathering, stretched
 from ister.lane import NO_LANE
 from ister.receipts import Shipment
 from ister.window import Window
 from ister.wire import Key, Type
+from ister.words import counted
 
 Phase = Literal["idle", "opening", "open", "waiting", "closing", "closed"]
 What = Literal["ready", "opened", "refused", "due", "reopen", "close", "lost", "done", "fail"]
@@ -265,6 +266,7 @@ class Publication:
         if not self.opened:
             self.opened = True
             self._next = self._expected = header.get(Key.SEQUENCE, 0)
+        self._refuse_too_large(limits.batch_bytes_max)
         self._advance()
         self._send()
         self._settle()
@@ -331,17 +333,36 @@ class Publication:
         """Resolve a batch that was refused for good; if it was resolved before, do nothing."""
         refused = next((b for b in self.batches if b.sequence == sequence and not b.refused), None)
         if refused is not None:
-            refused.refused = True
-            self.bytes -= refused.size
-            refused.shipment.error = error
-            self._numbers_refused.append((refused.sequence, refused.sequence + refused.count, error))
-            self._resolve(refused.shipment)
+            self._give_up(refused, error)
             self._advance()
             self._settle()
 
+    def _refuse_too_large(self, batch_bytes_max: int) -> None:
+        """Resolve batches for which the broker's limit is too low now: instead of an answer it would hang up.
+
+        They were sent, or gathered, before its limits were lowered.
+        """
+        most = bodies.body_bytes_max(batch_bytes_max)
+        for batch in self.batches:
+            if batch.size > most and not batch.refused:
+                what = counted(batch.count, "message")
+                text = (
+                    f"a batch of {batch.size} bytes of topic {self.topic!r} ({what}) is over batch_bytes_max, which "
+                    f"the broker has lowered to {batch_bytes_max} since it was sent: send smaller batches"
+                )
+                self._give_up(batch, RemoteError("batch-too-large", text))
+
+    def _give_up(self, batch: Outgoing, error: IsterError) -> None:
+        batch.refused = True
+        self.bytes -= batch.size
+        batch.shipment.error = error
+        self._numbers_refused.append((batch.sequence, batch.sequence + batch.count, error))
+        self._resolve(batch.shipment)
+
     def postpone(self, error: IsterError, due: float) -> None:
         """Open again at that time, and resend everything without a receipt."""
-        self.trouble = error
+        if error.code != "sequence-gap" or self.trouble is None:  # those follow from the first refusal
+            self.trouble = error
         if self._step("refused"):
             self._due = due
             self._failures += 1

@@ -11,7 +11,7 @@ from typing import Final
 
 import zmq
 
-from ister.bodies import MARKED_BYTES_MAX, around_bytes_max
+from ister.bodies import body_bytes_max
 from ister.errors import UsageError
 from ister.sockets import has_message, receive
 from ister.wire import HEADER_BYTES_MAX
@@ -40,8 +40,7 @@ def open_router(context: zmq.Context[zmq.Socket[bytes]], batch_bytes_max: int) -
     router.setsockopt(zmq.HEARTBEAT_IVL, ZMTP_HEARTBEAT_MS)
     router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 3 * ZMTP_HEARTBEAT_MS)
     # One frame: the largest batch or header, and room to answer somewhat larger ones with an error.
-    around = around_bytes_max(batch_bytes_max) + MARKED_BYTES_MAX
-    router.setsockopt(zmq.MAXMSGSIZE, 2 * max(batch_bytes_max + around, HEADER_BYTES_MAX))
+    router.setsockopt(zmq.MAXMSGSIZE, 2 * max(body_bytes_max(batch_bytes_max), HEADER_BYTES_MAX))
     return router
 
 

@@ -234,6 +234,44 @@ def test_messages_sent_without_a_connection_go_out_later(talk: Talk) -> None:
 
 
 @pytest.mark.requirement("8.3-5")
+@pytest.mark.requirement("5.2-2")
+def test_what_a_broker_with_lower_limits_would_hang_up_at_is_refused_here(talk: Talk) -> None:
+    """It was sent to a broker that took it, and came back with another limit; what fits is sent again."""
+    publication = opened(talk)
+    sizes = (10, 9_000, 20, 9_000, 9_000, 30)
+    shipments = [ship(publication, bytes(size)) for size in sizes]
+    talk.said()
+    talk.session.lost(ConnectionLostError("gone"))
+    talk.welcome()
+    talk.session.limits = replace(talk.session.limits, batch_bytes_max=1_000, message_bytes_max=1_000)
+    talk.opened()
+    assert [each.resolved for each in shipments] == [False, True, False, True, True, False]
+    for shipment in shipments:
+        if shipment.resolved:
+            assert isinstance(shipment.error, RemoteError)
+            assert (shipment.error.code, shipment.error.action) == ("batch-too-large", "fix")
+    assert publication.bytes == sum(size for size in sizes if size < 9_000)
+    sent: list[int] = []
+    for _ in range(3):  # each hole is told by an open
+        sent += sequences(talk)
+        receipts(talk, *(number for each in sent[-1:] for number in (each, each)))
+        if publication.phase == "opening":
+            talk.opened()
+    assert (sent, publication.phase, publication.batches) == ([0, 2, 5], "open", type(publication.batches)())
+
+
+def test_what_a_producer_waits_for_is_what_was_refused_first(talk: Talk) -> None:
+    """The batches behind it are refused because it is missing, which explains nothing."""
+    publication = opened(talk)
+    for payload in (b"a", b"b"):
+        ship(publication, payload)
+    refusal = {Key.TYPE: Type.ERROR, Key.HANDLE: 1, Key.ACTION: "retry", Key.TEXT: "no room"}
+    talk.hear(refusal | {Key.CODE: "disk-full", Key.SEQUENCE: 0})
+    talk.hear(refusal | {Key.CODE: "sequence-gap", Key.SEQUENCE: 1, Key.TEXT: "0 is next"})
+    assert publication.trouble is not None
+    assert publication.trouble.code == "disk-full"
+
+
 def test_a_second_receipt_after_a_resend_is_ignored(talk: Talk) -> None:
     """Both the original and the resend may be answered."""
     publication = opened(talk)
