@@ -119,21 +119,26 @@ def cells(goal: Goal, found: Results) -> list[str]:
         f"{low:.2f} to {high:.2f}",
         bound,
         aim,
-        f"without {', '.join(missing)}" if missing and goal.bound is not None else verdict(middle, goal),
+        f"without {', '.join(missing)}"
+        if missing and goal.bound is not None
+        else verdict(middle, low, high, goal),
     ]
 
 
-def verdict(middle: float, goal: Goal) -> str:
-    """Return in a word whether a ratio reaches what is asked of it."""
+def verdict(middle: float, low: float, high: float, goal: Goal) -> str:
+    """Return in a word whether a ratio reaches what is asked of it, and whether the rounds agree about that."""
 
-    def within(limit: float) -> bool:
-        return middle >= limit if goal.more else middle <= limit
+    def within(limit: float, value: float) -> bool:
+        return value >= limit if goal.more else value <= limit
 
     if goal.bound is None:
         return ""
-    if goal.aim is not None and within(goal.aim):
+    word = "reached" if within(goal.bound, middle) else "missed"
+    if within(goal.bound, low) != within(goal.bound, high):
+        return f"{word}, but not in every round"
+    if goal.aim is not None and within(goal.aim, middle):
         return "reached, also the aim"
-    return "reached" if within(goal.bound) else "missed"
+    return word
 
 
 HEAD: Final = ["Ister", "beside", "Ister's", "the other's", "ratio", "rounds", "goal", "aim", ""]
@@ -159,9 +164,10 @@ def lines_of(results: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def main() -> int:
     """Print the table of a file of results."""
-    if len(sys.argv) != 2:
-        print(__doc__, file=sys.stderr)
-        return 2
+    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
+        asked = "--help" in sys.argv or "-h" in sys.argv
+        print(__doc__, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     name = sys.argv[1]
     try:
         found = parse(Path(name).read_text(encoding="utf-8"), name)

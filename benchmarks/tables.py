@@ -177,9 +177,10 @@ def table_of(found: Any) -> list[str]:
 
 def main() -> int:
     """Print the tables."""
-    if len(sys.argv) < 2:
-        print(__doc__, file=sys.stderr)
-        return 2
+    if len(sys.argv) < 2 or {"-h", "--help"} & set(sys.argv):
+        asked = len(sys.argv) > 1
+        print(__doc__, file=sys.stdout if asked else sys.stderr)
+        return 0 if asked else 2
     for name in sys.argv[1:]:
         try:
             lines = table_of(json.loads(Path(name).read_text(encoding="utf-8")))
