@@ -90,7 +90,8 @@ func openJetStream(with load, consumes bool) (client, error) {
 }
 
 func (j *jetStream) publish(payload []byte, done func()) error {
-	answer, err := j.stream.PublishAsync(j.topic, payload)
+	// with fsync a full window takes longer than the 200 ms after which the call gives up by itself
+	answer, err := j.stream.PublishAsync(j.topic, payload, jetstream.WithStallWait(time.Minute))
 	if err != nil || done == nil {
 		return err
 	}
