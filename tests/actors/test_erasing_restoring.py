@@ -239,6 +239,22 @@ def test_a_log_whose_process_ends_while_it_deletes_the_files_is_deleted_once_mor
     assert broker.take(TopicTask) == []
 
 
+def test_a_log_whose_process_ends_while_another_part_is_still_deleted_stays_left(broker: Broker) -> None:
+    """Also when the deletion had been requested once before, and the other part is confirmed afterwards."""
+    broker.delete()
+    broker.passes(ANSWER_WITHIN_S)
+    broker.passes(DELETE_AGAIN_S)
+    log, subscription = broker.tickets()
+    broker.done(log)
+    broker.erasing.node_gone("worker-0")
+    broker.done(subscription)
+    broker.erasing.erased(Erased(ORDERS))
+    assert (broker.is_erasing, broker.erasing.is_at("orders")) == (True, True)
+    broker.passes(DELETE_AGAIN_S)
+    (again,) = broker.take(TopicTask)
+    assert (again.task, broker.take(SubscriptionTask)) == ("delete", [])
+
+
 def test_a_log_that_is_deleted_is_no_concern_of_processes_that_end(broker: Broker) -> None:
     """Neither its own one after all files are deleted, nor another one while they are."""
     broker.done(*broker.delete())

@@ -132,8 +132,8 @@ def test_batches_that_go_together_stay_within_the_limits_of_the_broker(talk: Tal
     publication = talk.producer(batch_bytes=None)
     talk.opened()
     assert publication.room_for(1000) == 0, "nothing is on its way"
-    publication.gathered.begin(0.0, room=1 << 20)
-    publication.gathered.add(bytes(1 << 20), b"", b"")
+    publication.gathered.begin(0.0, room=4 << 20)
+    publication.gathered.add(bytes(4 << 20), b"", b"")
     publication.seal()
     assert publication.room_for(65_792) == 4 * 65_792, "nearer to 256 KiB than three are"
     assert publication.room_for(1000) == 262_000
