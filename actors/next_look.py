@@ -66,6 +66,3 @@ class NextLook:
 
     def _stepped(self) -> None:
         self.within(STEPPED_WITHIN_S * self._host.system.random.random())
-
-
-__all__ = ["NextLook"]

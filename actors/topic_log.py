@@ -60,8 +60,7 @@ class TopicLog:
     `open_log(known_end)` opens it; it must reach `known_end`. `erase` forgets it, and returns the deletion of its
     folder, which may run in any thread and raises OSError; `erased` is called when nothing of it is left.
     `is_held(wal)` says whether something else runs on a log; that calls `released(wal)` when it ends.
-    `on_committed(wal)` is called when a commit has ended, after which segments
-    may be sealed permanently.
+    `on_committed(wal)` is called when a commit has ended, after which segments may be sealed permanently.
     """
 
     def __init__(

@@ -11,19 +11,19 @@ from typing import Final
 
 from ister import arguments, bodies
 from ister.errors import UsageError
+from ister.gathering import MESSAGE_ENTRY_BYTES
 from ister.wire import Column, Limits
 from ister.words import counted
 
-LENGTH_BYTES: Final = 4  # a message's place in the length table
 _ALL_BYTES: Final = frozenset({bytes})
 
 Attributes = Mapping[str, str] | None  # of one message
 
 
 class Packed:
-    """A batch that has no sequence yet; `size` is that of its body in bytes."""
+    """A batch that has no sequence yet; `size` is that of its body in bytes, `payloads_bytes` that of its payloads."""
 
-    __slots__ = ("_more", "columns", "lengths", "payloads", "size")
+    __slots__ = ("_more", "columns", "lengths", "payloads", "payloads_bytes", "size")
 
     def __init__(self, payloads: list[bytes], lengths: list[int], columns: int, more: list[bytes]) -> None:
         """`more` are the frames of its columns."""
@@ -31,7 +31,8 @@ class Packed:
         self.lengths = lengths
         self.columns = columns
         self._more = more
-        self.size = sum(lengths) + LENGTH_BYTES * len(lengths) + sum(map(len, more))
+        self.payloads_bytes = sum(lengths)
+        self.size = self.payloads_bytes + MESSAGE_ENTRY_BYTES * len(lengths) + sum(map(len, more))
 
     def frames(self) -> list[bytes]:
         """Return its body frames: made when it is sent alone, because other batches may join it."""
@@ -58,9 +59,8 @@ def pack(
     columns, more = _columns_of(len(same), keys, attributes, times)
     packed = Packed(same, lengths, columns, more)
     if limits is not None:
-        payloads_bytes = packed.size - LENGTH_BYTES * len(lengths) - sum(map(len, more))
-        largest = max(lengths) if payloads_bytes > limits.message_bytes_max else 0
-        check_size(topic, len(same), largest, payloads_bytes, packed.size, attributes, limits)
+        largest = max(lengths) if packed.payloads_bytes > limits.message_bytes_max else 0
+        check_size(topic, len(same), largest, packed.payloads_bytes, packed.size, attributes, limits)
     return packed
 
 

@@ -2,8 +2,8 @@
 
 The rule: a figure has changed if the medians are further apart than `SHARE_LEAST` of the first, and further apart than
 the rounds of either file are (highest less lowest). With a single round in either file nothing is known about the
-noise, and the medians must be `SHARE_ALONE` apart. Rounds shorter than `SECONDS_LEAST` are named: they decide nothing
-however far apart they are. Workloads that only one of the files has are named, not judged.
+noise, and the medians must be `SHARE_ALONE` apart. Rounds shorter than `SECONDS_LEAST` are named: they are
+compared all the same, and not to be relied on. Workloads that only one of the files has are named, not judged.
 """
 
 from __future__ import annotations

@@ -192,8 +192,8 @@ def compare(ctx: click.Context, before: str, after: str, everything: bool) -> No
     """Name what got slower from one file of results to another, beyond noise.
 
     A figure has changed if its medians are more than 5 % apart, and further than the rounds of either file are (highest
-    less lowest); where a file has one round only, more than 10 %. Rounds of less than half a second are named: they
-    decide nothing. Exit codes: 0 nothing got slower; 1 something did, or nothing could be compared.
+    less lowest); where a file has one round only, more than 10 %. Rounds of less than half a second are named: do
+    not rely on them. Exit codes: 0 nothing got slower; 1 something did, or nothing could be compared.
     """
     from ister.bench.compare import SECONDS_LEAST, changes, machines_differ, only_in, too_short
     from ister.bench.results import in_figures
